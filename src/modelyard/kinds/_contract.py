@@ -1,0 +1,231 @@
+"""What every kind and encoding promises. The whole runtime rests on the types in this file.
+
+Axis letters in names: B examples, L positions of a variable-length value, C channels, H height, W width, K classes.
+Kinds use NumPy, Polars, Pillow and tokenizers; never torch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Values of different lengths, one run per example, without padding.
+
+    Example `i` owns `values[offsets[i]:offsets[i + 1]]`; `offsets` is int64 of shape `(B + 1,)` and starts at 0.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths_B(self) -> np.ndarray:
+        """Length of each example."""
+        return np.diff(self.offsets)
+
+    @classmethod
+    def from_lists(cls, lists: Sequence[Sequence[Any]], dtype: Any) -> Ragged:
+        """Build from Python lists (tests and small inputs)."""
+        offsets = np.zeros(len(lists) + 1, np.int64)
+        np.cumsum([len(x) for x in lists], out=offsets[1:])
+        values = np.concatenate([np.asarray(x, dtype) for x in lists]) if lists else np.zeros(0, dtype)
+        return cls(values.astype(dtype, copy=False), offsets)
+
+    def take(self, index: np.ndarray) -> Ragged:
+        """The examples named by `index`, in that order: one gather, no Python loop."""
+        starts, lengths = self.offsets[:-1][index], self.lengths_B[index]
+        offsets = np.zeros(len(index) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        return Ragged(self.values[positions], offsets)
+
+    @staticmethod
+    def concat(parts: Sequence[Ragged]) -> Ragged:
+        """Stack the examples of several."""
+        shifts = np.cumsum([0, *(len(p.values) for p in parts)])
+        offsets = np.concatenate([[0], *(p.offsets[1:] + s for p, s in zip(parts, shifts, strict=False))])
+        return Ragged(np.concatenate([p.values for p in parts]), offsets.astype(np.int64))
+
+
+Array = np.ndarray | Ragged
+
+
+def take(array: Array, index: np.ndarray) -> Array:
+    """Gather examples of a dense or ragged array."""
+    return array.take(index) if isinstance(array, Ragged) else array[index]
+
+
+def pad(
+    ragged: Ragged, *, side: str = "back", multiple: int = 1, length: int | None = None, fill: float = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Dense `(padded_BL, length_B)` of a ragged batch; the one padding function of training and runtime.
+
+    `side` is `back` or `front`; the length is the longest example (at least 1), rounded up to `multiple`, or `length`
+    given (longer examples are cut at the end). `length_B` is int64 and counts real values.
+    """
+    lengths = ragged.lengths_B
+    width = max(1, int(lengths.max(initial=0))) if length is None else length
+    width = -(-width // multiple) * multiple
+    lengths = np.minimum(lengths, width)
+    out = np.full((len(ragged), width, *ragged.values.shape[1:]), fill, ragged.values.dtype)
+    column = np.arange(width)
+    mask = column >= width - lengths[:, None] if side == "front" else column < lengths[:, None]
+    starts = np.repeat(ragged.offsets[:-1], lengths)
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    out[mask] = ragged.values[starts + within]
+    return out, lengths.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class RowError:
+    """One value that cannot be used. The row leaves by its index; its neighbours are unaffected."""
+
+    row: int
+    column: str
+    reason: str
+    """What came, what is allowed; a full sentence for the user."""
+    value: str = ""
+    """The offending value, shortened to 80 characters."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One array an encoding yields: all that a net or an estimator may know about it.
+
+    `shape` is without the example axis: `()` scalar, `(3, 32, 32)` image; a leading `None` is the variable axis of a
+    `Ragged`, padded before a graph sees it, with `<column>.length` (int64, B) beside it.
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: str
+    cardinality: int | None = None
+    """Values are ids in `[0, cardinality)`; None for measurements."""
+
+    @property
+    def ragged(self) -> bool:
+        """Whether it has a variable axis."""
+        return bool(self.shape) and self.shape[0] is None
+
+
+Context = dict[str, Any]
+"""Per-example NumPy arrays that decoding needs (original size, token offsets, last level)."""
+
+
+class Encoding(ABC):
+    """Turns a checked column into arrays, with a state fitted on the training rows.
+
+    Fitting is `start → update… → merge… → finish`; in memory it is exact, and where streaming is not (quantiles), the
+    docstring states the error. A state is a dataclass of numbers, strings, lists, dicts and NumPy arrays: it is stored
+    as JSON + safetensors. `Config` is a frozen keyword-only dataclass with all defaults.
+    Source of the pattern: map-reduce "algebird" aggregators; scikit-learn's `partial_fit`.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type]
+    State: ClassVar[type]
+
+    @abstractmethod
+    def start(self, config: Any) -> Any:
+        """An empty state."""
+
+    @abstractmethod
+    def update(self, state: Any, column: pl.Series) -> Any:
+        """The state after seeing a checked column (nulls are missing values)."""
+
+    @abstractmethod
+    def merge(self, a: Any, b: Any) -> Any:
+        """The state of both; for federated clients and parallel readers."""
+
+    def finish(self, state: Any) -> Any:
+        """Close fitting: cut vocabularies, fix scales."""
+        return state
+
+    def fit(self, column: pl.Series, config: Any = None) -> Any:
+        """`start → update → finish` in one call."""
+        return self.finish(self.update(self.start(config or self.Config()), column))
+
+    @abstractmethod
+    def parts(self, state: Any) -> dict[str, Part]:
+        """Names and shapes of the arrays that `encode` yields."""
+
+    @abstractmethod
+    def encode(self, column: pl.Series, state: Any, context: Context) -> dict[str, Array]:
+        """Arrays of a checked column, example axis first. May write per-example arrays into `context`."""
+
+    def decode(self, arrays: Mapping[str, np.ndarray], state: Any, context: Context) -> dict[str, pl.Series]:
+        """Graph outputs back to answer columns: `""` is the answer, `scores`, `low`, `high`, `set` stand beside it."""
+        raise NotImplementedError(f"{self.name} is an input-only encoding")
+
+
+class Kind(ABC):
+    """What a value is: its check, JSON form, encodings, picture, distance and summary.
+
+    `check` accepts whatever a reader or a JSON body may hold and returns the column in its one canonical dtype.
+    """
+
+    name: ClassVar[str]
+    encodings: ClassVar[dict[str, Encoding]]
+    """By name; the first is the default for inputs."""
+    target_encoding: ClassVar[str | None] = None
+    """The encoding used when a column of this kind is predicted; None where it cannot be."""
+    scalar: ClassVar[bool] = False
+    """True where an example is one number or id: such columns are stacked into the block `table` (see contract.md)."""
+
+    @abstractmethod
+    def check(self, column: pl.Series) -> tuple[pl.Series, list[RowError]]:
+        """(canonical column with null for missing and for bad values, one RowError per bad value).
+
+        `RowError.row` is the position in the column. Missing is never an error here: who needs a value says so.
+        """
+
+    @abstractmethod
+    def fits(self, column: pl.Series) -> float:
+        """How well raw values look like this kind: 0 (cannot be) … 1 (certainly). For guessing types; says nothing of roles."""
+
+    def from_json(self, values: Sequence[Any]) -> pl.Series:
+        """A raw column from decoded JSON values; `check` comes after it."""
+        return pl.Series("", list(values), strict=False)
+
+    def to_json(self, column: pl.Series) -> list[Any]:
+        """JSON values of a canonical column (null stays null)."""
+        return column.to_list()
+
+    def draw(self, value: Any) -> str:
+        """An HTML or SVG fragment that shows one value of a canonical column; escaped, self-contained."""
+        from html import escape
+
+        return f"<span>{escape('—' if value is None else str(value))}</span>"
+
+    @abstractmethod
+    def distance(self, a: pl.Series, b: pl.Series) -> np.ndarray:
+        """Per-example difference of two canonical columns, 0 = same (for labels: 0 or 1)."""
+
+    @abstractmethod
+    def summary(self, column: pl.Series) -> dict[str, Any]:
+        """JSON statistics of a canonical column: `count`, `missing`, and what describes this kind."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a net or an estimator must produce for one output: the graph output `<output>.<part>` of shape `(B, size)`."""
+
+    output: str
+    kind: str
+    part: str
+    """`logits` (category, label-set), `value` (number), `distances` (cluster) …"""
+    size: int
+
+    @property
+    def key(self) -> str:
+        """Name of the graph output."""
+        return f"{self.output}.{self.part}"
