@@ -223,6 +223,24 @@ class Kind(ABC):
     def distance(self, a: pl.Series, b: pl.Series) -> np.ndarray:
         """Per-example difference of two canonical columns, 0 = same (for labels: 0 or 1)."""
 
+    def agree(
+        self, a: Mapping[str, pl.Series], b: Mapping[str, pl.Series], scale: float, tolerance: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(difference_B, ok_B, tie_B) of two answers to the same rows: `{"": answer, "scores": …}` each.
+
+        Scores may differ by `tolerance`; answers must be equal unless the two best scores lie within twice the tolerance.
+        """
+        same = self.distance(a[""], b[""]) == 0
+        if "scores" not in a:
+            return (~same).astype(np.float64), same, np.zeros(len(same), bool)
+        left, right = (x["scores"].struct.unnest().to_numpy().astype(np.float64) for x in (a, b))
+        if left.shape != right.shape:
+            return np.ones(len(same)), np.zeros(len(same), bool), np.zeros(len(same), bool)
+        difference = np.abs(left - right).max(axis=1, initial=0.0)
+        top = np.sort(left, axis=1)[:, -2:]
+        tie = ~same & (top[:, -1] - top[:, 0] < 2 * tolerance)
+        return difference, (same | tie) & (difference <= tolerance), tie
+
     @abstractmethod
     def summary(self, column: pl.Series) -> dict[str, Any]:
         """JSON statistics of a canonical column: `count`, `missing`, and what describes this kind."""

@@ -124,6 +124,16 @@ class LabelSet(Kind):
         same = [set(x or ()) == set(y or ()) for x, y in zip(a.to_list(), b.to_list(), strict=True)]
         return 1.0 - np.asarray(same, np.float64)
 
+    def agree(
+        self, a: Mapping[str, pl.Series], b: Mapping[str, pl.Series], scale: float, tolerance: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Each label decides alone, so a tie is a score within the tolerance of its threshold: scores must agree."""
+        left, right = (x["scores"].struct.unnest().to_numpy().astype(np.float64) for x in (a, b))
+        difference = np.abs(left - right).max(axis=1, initial=0.0)
+        same = self.distance(a[""], b[""]) == 0
+        close = difference <= tolerance
+        return difference, close, ~same & close
+
     def draw(self, value: Any) -> str:
         """Labels side by side."""
         from html import escape

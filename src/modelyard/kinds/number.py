@@ -184,6 +184,14 @@ class Number(Kind):
         """Absolute difference."""
         return np.abs(a.to_numpy().astype(np.float64) - b.to_numpy().astype(np.float64))
 
+    def agree(
+        self, a: Mapping[str, pl.Series], b: Mapping[str, pl.Series], scale: float, tolerance: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Differences in units of `scale`, relative above one."""
+        size = np.maximum(1.0, np.abs(a[""].to_numpy()) / scale)
+        difference = self.distance(a[""], b[""]) / scale / size
+        return difference, difference <= tolerance, np.zeros(len(difference), bool)
+
     def summary(self, column: pl.Series) -> dict[str, Any]:
         """Mean, deviation and the 0, 1, 5, 25, 50, 75, 95, 99 and 100 % quantiles."""
         x = column.drop_nulls()
