@@ -168,7 +168,8 @@ def lengths(length_B: np.ndarray) -> dict[str, Any]:
     if not len(length_B):
         raise Undefined("there are no rows")
     top = max(1, int(np.quantile(length_B, 0.995)))
-    edges = np.unique(np.round(np.linspace(0, top + 1, min(30, top + 1) + 1)))
+    step = -(-(top + 1) // 30)  # whole numbers in every bin, or the bars form a comb
+    edges = np.arange(0, top + 1 + step, step)
     counts = np.histogram(length_B, edges)[0]
     beyond = int((length_B >= edges[-1]).sum())
     return {"edges": edges.tolist(), "series": [{"label": "", "counts": counts.tolist()}], "of": len(length_B), "beyond": beyond}

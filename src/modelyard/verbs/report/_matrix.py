@@ -52,7 +52,7 @@ def _cells(labels: list[str], matrix: list[list[float]], left: float, top: float
             colour = COLOURS[2] if i == j else COLOURS[3]
             gap = 1 if digits else 0
             body.append(
-                rect(left + j * cell, top + i * cell, cell - gap, cell - gap, colour, opacity=0.15 + 0.75 * share, hover=hover)
+                rect(left + j * cell, top + i * cell, cell - gap, cell - gap, colour, opacity=0.07 + 0.83 * share, hover=hover)
             )
             if digits:
                 x, y = left + (j + 0.5) * cell, top + (i + 0.5) * cell + size * 0.36
