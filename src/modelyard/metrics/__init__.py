@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from modelyard import registry
 from modelyard.errors import Problem, UsageError
-from modelyard.metrics._contract import Metric, Sums, Undefined
+from modelyard.metrics._contract import Metric, Predicted, Sums, Undefined
 from modelyard.metrics._interval import interval
+from modelyard.metrics._pictures import picture_data
 
-__all__ = ["DEFAULTS", "Metric", "Predicted", "Sums", "Undefined", "baseline", "evaluate_output", "get", "names"]
+__all__ = ["DEFAULTS", "Metric", "Predicted", "Sums", "Undefined", "baseline", "evaluate_output", "get", "names", "picture_data"]
 
 DEFAULTS: dict[str, tuple[str, ...]] = {
     "category": (
@@ -33,33 +33,6 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "cluster": ("silhouette", "calinski_harabasz", "davies_bouldin", "adjusted_rand"),
 }
 """Metrics reported when none are asked for, by kind of output; the first is the headline."""
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """What a model says of B rows of one output. Give what there is: missing parts drop the metrics that need them."""
-
-    labels: np.ndarray | None = None
-    """Class ids `(B,)`, multi-hot `(B, K)` or cluster ids `(B,)`; None: from the scores (the largest, or ≥ 0.5 each)."""
-    scores: np.ndarray | None = None
-    """Probabilities `(B, K)`, or `(B,)` of the positive class of two."""
-    values: np.ndarray | None = None
-    """Numbers `(B,)`."""
-    features: np.ndarray | None = None
-    """Encoded inputs `(B, D)` that clusters were made of."""
-
-    def take(self, index: np.ndarray) -> Predicted:
-        """The rows named by `index` (or a mask)."""
-        parts = {name: None if part is None else part[index] for name, part in self.__dict__.items()}
-        return Predicted(**parts)
-
-    def decided(self, kind: str) -> Predicted:
-        """The same with labels filled in from the scores."""
-        if self.labels is not None or self.scores is None:
-            return self
-        if kind == "label-set" or self.scores.ndim == 1:
-            return replace(self, labels=(self.scores >= 0.5).astype(np.int64))
-        return replace(self, labels=self.scores.argmax(axis=1))
 
 
 def names(kind: str | None = None) -> list[str]:

@@ -10,7 +10,7 @@ the last label unless the option `positive` names another id.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -69,6 +69,33 @@ class Metric:
     """Smallest and largest possible value."""
     limit: int | None = None
     """Rows that are affordable (quadratic metrics): more are sampled with a seed, and the note says so."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a model says of B rows of one output. Give what there is: missing parts drop the metrics that need them."""
+
+    labels: np.ndarray | None = None
+    """Class ids `(B,)`, multi-hot `(B, K)` or cluster ids `(B,)`; None: from the scores (the largest, or ≥ 0.5 each)."""
+    scores: np.ndarray | None = None
+    """Probabilities `(B, K)`, or `(B,)` of the positive class of two."""
+    values: np.ndarray | None = None
+    """Numbers `(B,)`."""
+    features: np.ndarray | None = None
+    """Encoded inputs `(B, D)` that clusters were made of."""
+
+    def take(self, index: np.ndarray) -> Predicted:
+        """The rows named by `index` (or a mask)."""
+        parts = {name: None if part is None else part[index] for name, part in self.__dict__.items()}
+        return Predicted(**parts)
+
+    def decided(self, kind: str) -> Predicted:
+        """The same with labels filled in from the scores."""
+        if self.labels is not None or self.scores is None:
+            return self
+        if kind == "label-set" or self.scores.ndim == 1:
+            return replace(self, labels=(self.scores >= 0.5).astype(np.int64))
+        return replace(self, labels=self.scores.argmax(axis=1))
 
 
 Labels = Sequence[Any] | None

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from modelyard.metrics._confusion import confusion_matrix
-from modelyard.metrics._contract import Undefined
+from modelyard.metrics._contract import Predicted, Undefined, classes
 from modelyard.metrics._ranking import auc, average_precision, curve
 from modelyard.metrics._scores import probabilities_BK
 
@@ -23,20 +23,23 @@ BINS = 15
 
 
 def picture_data(
-    kind: str, truth: np.ndarray | None, *, labels_of: np.ndarray | None = None, scores: np.ndarray | None = None,
-    values: np.ndarray | None = None, features: np.ndarray | None = None, labels: Sequence[Any] | None = None, seed: int = 0,
+    kind: str, truth: np.ndarray | None, predicted: Predicted, *, labels: Sequence[Any] | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """`{picture name: data}` of one output; `labels_of` are the predicted ids. Rows without truth are left out."""
+    """`{picture name: data}` of one output, of whatever the model gives. Rows without truth are left out."""
+    predicted = predicted.decided(kind)
+    found_ids, scores, values = predicted.labels, predicted.scores, predicted.values
     if kind == "cluster":
-        return {} if labels_of is None else cluster_pictures(labels_of, features, seed)
+        return {} if found_ids is None else cluster_pictures(found_ids, predicted.features, seed)
     if truth is None or not len(truth):
         return {}
     if kind == "number":
         return {} if values is None else number_pictures(truth, values)
     if kind == "category":
         known = truth >= 0
-        names = [str(x) for x in labels] if labels is not None else [str(i) for i in range(int(truth.max(initial=1)) + 1)]
-        found = {} if labels_of is None else {"confusion": confusion(truth[known], labels_of[known], names)}
+        if not known.any():
+            return {}
+        names = [str(x) for x in labels] if labels is not None else [str(i) for i in range(classes(truth, truth, None))]
+        found = {} if found_ids is None else {"confusion": confusion(truth[known], found_ids[known], names)}
         return {**found, **({} if scores is None else score_pictures(truth[known], scores[known], names))}
     names = [str(x) for x in labels] if labels is not None else [str(i) for i in range(truth.shape[1])]
     return {} if scores is None else score_pictures(truth, scores, names)
