@@ -70,8 +70,9 @@ def score_pictures(truth: np.ndarray, scores: np.ndarray, labels: Sequence[str])
         points = curve(is_B, scores[:, c])
         hits, alarms = points["hits"], points["false_alarms"]
         recall = hits / hits[-1]
+        full = int(np.searchsorted(recall, 1.0)) + 1  # after the last hit the curve would only fall
         roc.append({"label": labels[c], "value": roc_value, **_thin(alarms / alarms[-1], recall, (0.0, 0.0))})
-        pr.append({"label": labels[c], "value": pr_value, "prior": float(is_B.mean()), **_thin(recall, hits / (hits + alarms))})
+        pr.append({"label": labels[c], "value": pr_value, "prior": float(is_B.mean()), **_thin(recall[:full], (hits / (hits + alarms))[:full])})
     found: dict[str, Any] = {"calibration": calibration(truth, scores), "scores": histogram_of_scores(truth, scores, labels)}
     if roc:
         more = {"of": len(shown), "rows": len(truth)}

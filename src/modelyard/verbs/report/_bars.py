@@ -110,7 +110,7 @@ def importance(data: Mapping[str, Any], say: Say) -> str:
 def metric_bars(data: Mapping[str, Any], say: Say) -> str:
     """Metrics of 0 … 1 as points with their intervals, the trivial baseline as a hollow mark: `{items: [{name, value, low, high, baseline}]}`."""
     items = [i for i in data["items"] if i["value"] is not None and math.isfinite(i["value"])]
-    names = [say(i["name"]) for i in items]
+    names = [say(i["name"]) + (" ↓" if i.get("better") == "lower" else "") for i in items]
     room = min(190.0, max((width_of(n, 12) for n in names), default=40) + 4)
     legend = [(say("model"), COLOURS[0]), (say("baseline"), MUTED)]
     top = 32 + 18 * legend_rows([label for label, _ in legend])

@@ -9,6 +9,7 @@ body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,"N
 main{max-width:1180px;margin:0 auto;padding:16px}
 h1{font-size:1.5rem;margin:.3em 0;overflow-wrap:anywhere}h2{font-size:1.2rem;margin:1.8em 0 .6em}h3{font-size:1rem;margin:1.2em 0 .5em}
 nav{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:.9rem}a{color:var(--mark)}
+header .cards{grid-template-columns:repeat(auto-fill,minmax(min(100%,255px),1fr))}nav{margin:12px 0}
 .soft{color:var(--soft)}.good{color:var(--good)}.bad{color:var(--bad)}
 .cards{display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr))}
 .pictures{display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));align-items:start}
@@ -22,6 +23,7 @@ dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:3px 14px;mar
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--edge);border-radius:10px}
 table{border-collapse:collapse;width:100%;font-size:.93rem;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:6px 10px;border-bottom:1px solid var(--edge);vertical-align:top}
+td{word-break:keep-all}td.p{word-break:normal;overflow-wrap:anywhere;min-width:13em}td:first-child{min-width:6.5em}
 tr:last-child td{border-bottom:0}th{color:var(--soft);font-weight:600;white-space:nowrap}td.n,th.n{text-align:right;white-space:nowrap}
 pre{margin:0;padding:12px;overflow-x:auto;font-size:.85rem;background:var(--card);border:1px solid var(--edge);border-radius:10px;max-height:30em}
 .worst dd>img,.worst dd>svg{max-width:100%;max-height:180px;image-rendering:auto}

@@ -103,7 +103,7 @@ def document(title: str, description: str, body: Sequence[str], width: float, he
     """The `<svg>` element with an accessible name, the title on top and a note at the bottom."""
     parts = [text(0, 16, title, weight="600", size=14, room=width)]
     if note:
-        parts.append(text(0, height - 4, note, size=11, opacity=0.7, room=width))
+        parts.append(text(0, height - 4, note, size=12, opacity=0.75, room=width))
     wide = f' style="min-width:{width:.0f}px"' if width > 480 else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" role="img"{wide}'

@@ -64,7 +64,7 @@ def _summary(report: Report, say: Say) -> str:
     cards = [_headline(name, output, len(outputs) > 1, split or "", say) for name, output in outputs.items()]
     facts = _list({say(k): v for k, v in report.model.items()})
     what = f'<div class="card">{facts}</div>' if report.model else ""
-    return f'<h1>{escape(report.title)}</h1><div class="cards">{"".join(cards)}{_gate(report, say)}{what}</div>'
+    return f'<h1>{escape(report.title)}</h1><div class="cards">{what}{"".join(cards)}{_gate(report, say)}</div>'
 
 
 def _headline(name: str, output: Mapping[str, Any], several: bool, split: str, say: Say) -> str:
@@ -122,16 +122,18 @@ def _evaluation(report: Report, say: Say) -> str:
     main = headline_split(report.evaluation)
     order = sorted(report.evaluation, key=lambda split: split != main)
     budget = {"fragments": FRAGMENTS, "pictures": PICTURE_CHARACTERS, "left_out": 0}
-    parts = []
-    for split in order:
-        for name, output in report.evaluation[split].items():
-            title = " · ".join(filter(None, [escape(name), escape(say(split))]))
-            table = f"<h3>{title}</h3>{_metrics_table(output, say)}"
-            parts.append(table + (_details(output, say, budget) if split == main else ""))
-    if report.pictures:
-        drawn = "".join(_figure(name, data, say) for name, data in report.pictures.items() if name in PICTURES)
-        parts.append(f'<div class="pictures">{drawn}</div>')
-    return "".join(parts)
+    parts = [_split(report.evaluation[split], split, split == main, say, budget) for split in order]
+    drawn = "".join(_figure(name, data, say) for name, data in report.pictures.items() if name in PICTURES)
+    whole = f'<div class="pictures" style="margin-top:12px">{drawn}</div>' if drawn else ""
+    return "".join([*parts[:1], whole, *parts[1:]])
+
+
+def _split(outputs: Mapping[str, Any], split: str, full: bool, say: Say, budget: dict[str, int]) -> str:
+    html = ""
+    for name, output in outputs.items():
+        title = " · ".join(filter(None, [escape(name), escape(say(split))]))
+        html += f"<h3>{title}</h3>{_metrics_table(output, say)}" + (_details(output, say, budget) if full else "")
+    return html
 
 
 def _metrics_table(output: Mapping[str, Any], say: Say) -> str:
@@ -142,7 +144,7 @@ def _metrics_table(output: Mapping[str, Any], say: Say) -> str:
         label = f'{escape(say(name))} <span class="soft" title="{say(found.get("better", "higher"))}">{better}</span>'
         rows.append([label, _value(found), _interval(found), _value(base.get(name, {})), escape(found.get("note", ""))])
     head = [say("metric"), say("value"), say("interval"), say("baseline"), say("note")]
-    return _table(head, rows, numbers=(1, 2, 3)) if rows else ""
+    return _table(head, rows, numbers=(1, 2, 3), prose=(4,)) if rows else ""
 
 
 def _details(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str:
@@ -167,7 +169,8 @@ def metric_bars_data(output: Mapping[str, Any]) -> dict[str, Any] | None:
         value = found.get("value")
         if _known(value) and 0 <= value <= 1 and name not in ("mse", "rmse", "mae", "log_loss"):
             items.append(
-                {"name": name, "value": value, "low": found.get("low"), "high": found.get("high"), "baseline": base.get(name, {}).get("value")}
+                {"name": name, "value": value, "low": found.get("low"), "high": found.get("high"), "baseline": base.get(name, {}).get("value"),
+                 "better": found.get("better")}
             )
     return {"items": items} if len(items) > 1 else None
 
@@ -179,7 +182,7 @@ def _slices(output: Mapping[str, Any], say: Say) -> str:
         for s in slices[:100]
     ]
     head = [say("slice"), say("rows"), say("metric"), say("value"), say("interval"), say("note")]
-    return f'<h3>{say("slices")}</h3>{_table(head, rows, numbers=(1, 3, 4))}' if rows else ""
+    return f'<h3>{say("slices")}</h3>{_table(head, rows, numbers=(1, 3, 4), prose=(5,))}' if rows else ""
 
 
 def sort_slices(slices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -233,7 +236,7 @@ def _data(report: Report, say: Say) -> str:
     if rows:
         columns = ("file", "line", "column", "reason", "value")
         cells = [[escape(_show(r.get(c, ""))) for c in columns] for r in rows[:SET_ASIDE_SHOWN]]
-        parts.append(f'<h3>{say("set_aside")}</h3>{_table([say(c) for c in columns], cells)}')
+        parts.append(f'<h3>{say("set_aside")}</h3>{_table([say(c) for c in columns], cells, prose=(3,))}')
         if count > len(cells):
             parts.append(f'<p class="soft">{say("set_aside_more", n=f"{count - len(cells):,}")}</p>')
     drawn = [
@@ -266,11 +269,11 @@ def _metric_name(path: str, say: Say) -> str:
     return ".".join([*before, say(last)])
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = (), prose: Sequence[int] = ()) -> str:
     """A table that scrolls inside itself; columns that are empty throughout are left out. Cells are HTML."""
     rows = list(rows)
     used = [i for i in range(len(head)) if any(row[i] not in ("", "—") for row in rows)]
-    mark = {i: ' class="n"' for i in numbers}
+    mark = {i: ' class="n"' for i in numbers} | {i: ' class="p"' for i in prose}
     top = "".join(f"<th{mark.get(i, '')}>{head[i]}</th>" for i in used)
     body = "".join("<tr>" + "".join(f"<td{mark.get(i, '')}>{row[i]}</td>" for i in used) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
