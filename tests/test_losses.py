@@ -34,7 +34,9 @@ def test_smoothing_and_soft_targets_match_torch(rng):
     for smoothing in (0.0, 0.1, 0.5):
         for goal in (target, soft):
             expected = functional.cross_entropy(logits, goal, label_smoothing=smoothing)
-            assert torch.allclose(mean(cross_entropy.loss(logits, goal, label_smoothing=smoothing)), expected, rtol=1e-5)
+            assert torch.allclose(
+                mean(cross_entropy.loss(logits, goal, label_smoothing=smoothing)), expected, rtol=1e-5
+            )
 
 
 def test_cross_entropy_against_a_slow_loop_with_everything(rng):
@@ -62,7 +64,8 @@ def test_one_hot_soft_targets_equal_ids(rng):
     weights, hot = torch.rand(6, generator=rng), functional.one_hot(target, 6).float()
     for a, b in zip(
         cross_entropy.loss(logits, target, label_smoothing=0.1, class_weights=weights),
-        cross_entropy.loss(logits, hot, label_smoothing=0.1, class_weights=weights), strict=True,
+        cross_entropy.loss(logits, hot, label_smoothing=0.1, class_weights=weights),
+        strict=True,
     ):
         assert torch.allclose(a, b, rtol=1e-5)
 
@@ -88,7 +91,9 @@ def test_number_losses_match_torch_and_take_flat_targets(rng, ours, theirs):
 
 def test_focal_is_cross_entropy_at_gamma_zero_and_its_formula_else(rng):
     logits, target = torch.randn(25, 5, generator=rng), torch.randint(0, 5, (25,), generator=rng)
-    assert torch.allclose(mean(focal.loss(logits, target, gamma=0.0)), functional.cross_entropy(logits, target), rtol=1e-5)
+    assert torch.allclose(
+        mean(focal.loss(logits, target, gamma=0.0)), functional.cross_entropy(logits, target), rtol=1e-5
+    )
     p = logits.softmax(-1)[torch.arange(25), target]
     assert torch.allclose(focal.loss(logits, target)[0], -((1 - p) ** 2) * p.log(), rtol=1e-4)
     hot = functional.one_hot(target, 5).float()
@@ -104,7 +109,8 @@ CASES = {
     "binary": lambda z, ids, hot, y: binary_cross_entropy.loss(z, hot, pos_weight=torch.arange(1, 6)),
     "focal": lambda z, ids, hot, y: focal.loss(z, ids),
     "focal_hot": lambda z, ids, hot, y: focal.loss(z, hot, alpha=0.3),
-    "mse": lambda z, ids, hot, y: mse.loss(z, y), "mae": lambda z, ids, hot, y: mae.loss(z, y),
+    "mse": lambda z, ids, hot, y: mse.loss(z, y),
+    "mae": lambda z, ids, hot, y: mae.loss(z, y),
     "huber": lambda z, ids, hot, y: huber.loss(z, y, delta=0.5),
 }
 

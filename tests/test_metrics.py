@@ -67,7 +67,7 @@ def test_category_metrics_equal_scikit_learn_on_600_cases(sk):
             if name == "f1" and k == 2 and 1 not in seen:
                 theirs = math.nan
             ours = value(name, y, found, **given)
-            assert close(ours, theirs) or math.isnan(ours) and math.isnan(theirs), (name, ours, theirs)
+            assert close(ours, theirs) or (math.isnan(ours) and math.isnan(theirs)), (name, ours, theirs)
         compared["f1"] += 1
         for average in ("macro", "weighted", "micro")[case % 3 : case % 3 + 1]:
             theirs = sk.f1_score(y, found, sample_weight=w, average=average, zero_division=0)
@@ -119,8 +119,10 @@ def test_number_metrics_equal_scikit_learn_on_600_cases(sk):
         found, y = y + rng.normal(size=n) + shift, y + shift
         w = rng.random(n) + 0.1 if rng.random() < 0.5 else None
         for name, score in (
-            ("mse", sk.mean_squared_error), ("rmse", sk.root_mean_squared_error),
-            ("mae", sk.mean_absolute_error), ("r2", sk.r2_score),
+            ("mse", sk.mean_squared_error),
+            ("rmse", sk.root_mean_squared_error),
+            ("mae", sk.mean_absolute_error),
+            ("r2", sk.r2_score),
         ):
             assert close(value(name, y, found, weights=w), score(y, found, sample_weight=w)), name
     assert math.isnan(value("r2", np.ones(5), np.arange(5.0)))
@@ -192,7 +194,12 @@ def test_influence_is_the_derivative_by_the_weights(f):
 
 def test_wilson_is_the_published_interval():
     # Newcombe 1998 (Statistics in Medicine 17:857), table I: 81/263, 15/148, 0/20, 1/29, method 3.
-    for hits, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)):
+    for hits, n, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
         assert wilson(hits, n) == pytest.approx((low, high), abs=5e-5)
 
 

@@ -24,6 +24,7 @@ def evaluation(images=12, size=200):
     p = rng.dirichlet(np.ones(3), 400)
     p[np.arange(400), y] += 0.3
     p /= p.sum(1, keepdims=True)
+    guess = baseline("category", ids, 400, labels=LABELS)
     x = rng.normal(size=400)
     picture = "data:image/png;base64," + base64.b64encode(bytes(size)).decode()
     return {
@@ -31,7 +32,7 @@ def evaluation(images=12, size=200):
             "意图": {
                 "kind": "category",
                 "metrics": evaluate_output("category", y, p, labels=LABELS),
-                "baseline": evaluate_output("category", y, baseline("category", ids, 400, labels=LABELS), labels=LABELS),
+                "baseline": evaluate_output("category", y, guess, labels=LABELS),
                 "pictures": picture_data("category", y, Predicted(scores=p), labels=LABELS),
                 "worst": [
                     {"row": i, "inputs": {"照片": f'<img src="{picture}" alt="">', "文本": "<span>你好</span>"},
@@ -39,8 +40,10 @@ def evaluation(images=12, size=200):
                     for i in range(images)
                 ],
                 "slices": [
-                    {"slice": "北京", "rows": 30, "metric": "accuracy", "value": 0.9, "low": 0.8, "high": 0.95, "better": "higher"},
-                    {"slice": "上海", "rows": 20, "metric": "accuracy", "value": 0.4, "low": 0.2, "high": 0.6, "better": "higher"},
+                    {"slice": "北京", "rows": 30, "metric": "accuracy", "value": 0.9, "low": 0.8, "high": 0.95,
+                    "better": "higher"},
+                    {"slice": "上海", "rows": 20, "metric": "accuracy", "value": 0.4, "low": 0.2, "high": 0.6,
+                    "better": "higher"},
                 ],
             },
             "天数": {
@@ -64,7 +67,10 @@ def folder(tmp_path):
         "argv": ["train", "data=a.csv"], "machine": {"cores": 2, "versions": {"numpy": "2"}},
     }  # fmt: skip
     (tmp_path / "run.json").write_text(json.dumps(facts), encoding="utf-8")
-    events = [{"epoch": i, "train_loss": 1 / (i + 1), "valid": {"accuracy": i / 10}, "lr": 0.1, "best": i == 3} for i in range(5)]
+    events = [
+        {"epoch": i, "train_loss": 1 / (i + 1), "valid": {"accuracy": i / 10}, "lr": 0.1, "best": i == 3}
+        for i in range(5)
+    ]
     lines = [json.dumps(e) for e in events] + ['{"epoch": 5, "tra']  # cut short by a kill
     (tmp_path / "events.jsonl").write_text("\n".join(lines), encoding="utf-8")
     (tmp_path / "config.yaml").write_text("target: 意图  # command line\n", encoding="utf-8")
@@ -83,7 +89,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
-        self.loads += [v for k, v in attributes if k in ("src", "href", "xlink:href", "action", "srcset", "data", "poster")]
+        self.loads += [
+            v for k, v in attributes if k in ("src", "href", "xlink:href", "action", "srcset", "data", "poster")
+        ]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -109,7 +117,17 @@ def test_the_page_is_whole_and_loads_nothing(folder, lang):
     assert "url(" not in html and "@import" not in html and "default-src 'none'" in html
     assert 'name="viewport"' in html and ('lang="zh-Hans"' in html) == (lang == "zh")
     text = " ".join(page.words)
-    for needed in ("客服", "咨询", "天数", "上海", "a.csv", "target: 意图", "1,001", "123,456", "modelyard train data=a.csv"):
+    for needed in (
+        "客服",
+        "咨询",
+        "天数",
+        "上海",
+        "a.csv",
+        "target: 意图",
+        "1,001",
+        "123,456",
+        "modelyard train data=a.csv",
+    ):
         assert needed in text, needed
     say = words(lang)
     for key in ("gate_failed", "better_than_baseline", "worst_rows", "learning_curve", "roc", "residuals", "set_aside"):
@@ -170,7 +188,9 @@ def test_undefined_metrics_and_empty_reports_do_not_break_the_page():
 def test_not_better_than_the_baseline_is_said():
     found = {"value": 0.6, "low": 0.5, "high": 0.7, "better": "higher"}
     base = {"value": 0.55, "low": 0.5, "high": 0.6, "better": "higher"}
-    html = render(Report("x", evaluation={"test": {"y": {"metrics": {"accuracy": found}, "baseline": {"accuracy": base}}}}))
+    html = render(
+        Report("x", evaluation={"test": {"y": {"metrics": {"accuracy": found}, "baseline": {"accuracy": base}}}})
+    )
     assert "not clearly better" in html
     lower = {"value": 0.2, "low": 0.1, "high": 0.3, "better": "lower"}
     worse = {"test": {"y": {"metrics": {"rmse": lower}, "baseline": {"rmse": {**lower, "value": 0.05}}}}}

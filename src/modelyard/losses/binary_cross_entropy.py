@@ -1,6 +1,7 @@
 """Binary cross-entropy of logits against multi-hot targets: Σ over labels of log(1 + e^z) − t z.
 
-`pos_weight` multiplies the positive term, as in `torch.nn.functional.binary_cross_entropy_with_logits`. The units are the labels.
+`pos_weight` multiplies the positive term, as in `torch.nn.functional.binary_cross_entropy_with_logits`. The units
+are the labels.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from modelyard.losses._units import sum_units, wide
 
 
 def loss(
-    output: Tensor, target: Tensor, mask: Tensor | None = None, *, pos_weight: Tensor | None = None,
+    output: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    *,
+    pos_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """`output` logits (B, K), `target` 0 … 1 (B, K), `mask` (B,) or (B, K), `pos_weight` (K,)."""

@@ -1,9 +1,10 @@
 """Cross-entropy of class logits against ids or soft targets: −Σ_k t_k log softmax(z)_k, in nats.
 
-Label smoothing (Szegedy et al. 2016, arXiv 1512.00567) mixes the target with the uniform distribution. Class weights multiply both
+Label smoothing (Szegedy et al. 2016, arXiv 1512.00567) mixes the target with the uniform distribution. Class
+weights multiply both
 value and weight by Σ_k t_k c_k, so that the batch loss stays a weighted mean. For ids without smoothing this is
-`torch.nn.functional.cross_entropy(weight=…)`; with smoothing or soft targets torch weighs each class term and divides by the
-batch size instead, which is no mean.
+`torch.nn.functional.cross_entropy(weight=…)`; with smoothing or soft targets torch weighs each class term and
+divides by the batch size instead, which is no mean.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from modelyard.losses._units import sum_units, wide
 
 
 def loss(
-    output: Tensor, target: Tensor, mask: Tensor | None = None, *, label_smoothing: float = 0.0,
+    output: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
     class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`output` logits (B, …, K); `target` int64 ids (B, …) or probabilities (B, …, K); `mask` (B,) or (B, …).

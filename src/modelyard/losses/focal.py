@@ -1,6 +1,8 @@
-"""Focal loss: cross-entropy times (1 − p)^γ, so that easy examples count less (Lin et al. 2017, arXiv 1708.02002, eq. 4).
+"""Focal loss: cross-entropy times (1 − p)^γ, so that easy examples count less (Lin et al. 2017, arXiv 1708.02002,
+eq. 4).
 
-Ids are scored by softmax, multi-hot targets by a sigmoid per label. The paper divides by the number of foreground anchors;
+Ids are scored by softmax, multi-hot targets by a sigmoid per label. The paper divides by the number of foreground
+anchors;
 here the weight is the number of units, as everywhere. `alpha` weighs the positive side of each label, or the classes.
 """
 
@@ -14,7 +16,12 @@ from modelyard.losses._units import sum_units, wide
 
 
 def loss(
-    output: Tensor, target: Tensor, mask: Tensor | None = None, *, gamma: float = 2.0, alpha: Tensor | float | None = None
+    output: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    *,
+    gamma: float = 2.0,
+    alpha: Tensor | float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`output` logits (B, K); `target` int64 ids (B,) with `alpha` (K,), or multi-hot (B, K) with a number `alpha`."""
     output = wide(output)

@@ -1,7 +1,7 @@
 """Metrics with confidence intervals: one file per metric (`METRIC`), NumPy only.
 
-    evaluate_output("category", truth_B, Predicted(scores=probabilities_BK))
-    {"accuracy": {"value": 0.93, "low": 0.91, "high": 0.95, "better": "higher"}, ...}
+evaluate_output("category", truth_B, Predicted(scores=probabilities_BK))
+{"accuracy": {"value": 0.93, "low": 0.91, "high": 0.95, "better": "higher"}, ...}
 """
 
 from __future__ import annotations
@@ -18,16 +18,45 @@ from modelyard.metrics._contract import Metric, Predicted, Sums, Undefined
 from modelyard.metrics._interval import interval
 from modelyard.metrics._pictures import picture_data
 
-__all__ = ["DEFAULTS", "Metric", "Predicted", "Sums", "Undefined", "baseline", "evaluate_output", "get", "names", "picture_data"]
+__all__ = [
+    "DEFAULTS",
+    "Metric",
+    "Predicted",
+    "Sums",
+    "Undefined",
+    "baseline",
+    "evaluate_output",
+    "get",
+    "names",
+    "picture_data",
+]
 
 DEFAULTS: dict[str, tuple[str, ...]] = {
     "category": (
-        "accuracy", "balanced_accuracy", "precision", "recall", "f1", "macro_f1", "weighted_f1",
-        "roc_auc", "average_precision", "log_loss", "brier", "calibration_error",
+        "accuracy",
+        "balanced_accuracy",
+        "precision",
+        "recall",
+        "f1",
+        "macro_f1",
+        "weighted_f1",
+        "roc_auc",
+        "average_precision",
+        "log_loss",
+        "brier",
+        "calibration_error",
     ),
     "label-set": (
-        "subset_accuracy", "hamming", "precision", "recall", "micro_f1", "macro_f1",
-        "roc_auc", "average_precision", "log_loss", "calibration_error",
+        "subset_accuracy",
+        "hamming",
+        "precision",
+        "recall",
+        "micro_f1",
+        "macro_f1",
+        "roc_auc",
+        "average_precision",
+        "log_loss",
+        "calibration_error",
     ),
     "number": ("rmse", "mae", "mse", "r2"),
     "cluster": ("silhouette", "calinski_harabasz", "davies_bouldin", "adjusted_rand"),
@@ -50,9 +79,17 @@ def get(name: str) -> Metric:
 
 
 def evaluate_output(
-    kind: str, truth: np.ndarray | None, prediction: Predicted | np.ndarray, metrics: Sequence[str] | None = None, *,
-    weights: np.ndarray | None = None, labels: Sequence[Any] | None = None, positive: int | None = None,
-    level: float = 0.95, seed: int = 0, intervals: bool = True,
+    kind: str,
+    truth: np.ndarray | None,
+    prediction: Predicted | np.ndarray,
+    metrics: Sequence[str] | None = None,
+    *,
+    weights: np.ndarray | None = None,
+    labels: Sequence[Any] | None = None,
+    positive: int | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+    intervals: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Every metric of one output: `{name: {value, low, high, better, note?}}`.
 
@@ -73,15 +110,19 @@ def evaluate_output(
             continue
         out[name] = _one(metric, *pair, weights, labels, positive, level, seed, intervals)
         if dropped:
-            out[name]["note"] = "; ".join(filter(None, [out[name].get("note", ""), f"{dropped:,} rows without truth left out"]))
+            out[name]["note"] = "; ".join(
+                filter(None, [out[name].get("note", ""), f"{dropped:,} rows without truth left out"])
+            )
     return out
 
 
-def baseline(kind: str, train_targets: np.ndarray | None, rows: int, *, labels: Sequence[Any] | None = None) -> Predicted:
+def baseline(
+    kind: str, train_targets: np.ndarray | None, rows: int, *, labels: Sequence[Any] | None = None
+) -> Predicted:
     """What a model that knows nothing but the training targets answers for `rows` rows.
 
-    Category: the most frequent class, with the class shares as scores. Label set: the most frequent labels, as many as a row has
-    on average (at least one), with their shares as scores. Number: the mean. Cluster: one cluster.
+    Category: the most frequent class, with the class shares as scores. Label set: the most frequent labels, as many
+    as a row has on average (at least one), with their shares as scores. Number: the mean. Cluster: one cluster.
     """
     if kind == "cluster":
         return Predicted(labels=np.zeros(rows, np.int64))
@@ -119,7 +160,9 @@ def _chosen(kind: str, metrics: Sequence[str] | None) -> dict[str, Metric]:
             continue
         if kind not in metric.kinds:
             hint = f"Use one of {', '.join(names(kind))}."
-            problems.append(Problem(f"{name!r} is for {' and '.join(metric.kinds)} outputs, not for {kind}", "metrics", hint))
+            problems.append(
+                Problem(f"{name!r} is for {' and '.join(metric.kinds)} outputs, not for {kind}", "metrics", hint)
+            )
         chosen[name if "/" in name else metric.name] = metric
     if problems:
         raise UsageError("some metrics cannot be used", problems)
@@ -131,7 +174,9 @@ def _as_predicted(kind: str, prediction: Predicted | np.ndarray) -> Predicted:
         return prediction
     if kind == "number":
         return Predicted(values=prediction)
-    return Predicted(scores=prediction) if np.issubdtype(prediction.dtype, np.floating) else Predicted(labels=prediction)
+    return (
+        Predicted(scores=prediction) if np.issubdtype(prediction.dtype, np.floating) else Predicted(labels=prediction)
+    )
 
 
 def _known(
@@ -160,8 +205,15 @@ def _arguments(metric: Metric, truth: np.ndarray | None, predicted: Predicted) -
 
 
 def _one(
-    metric: Metric, truth: np.ndarray, prediction: np.ndarray, weights: np.ndarray | None, labels: Sequence[Any] | None,
-    positive: int | None, level: float, seed: int, intervals: bool,
+    metric: Metric,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    weights: np.ndarray | None,
+    labels: Sequence[Any] | None,
+    positive: int | None,
+    level: float,
+    seed: int,
+    intervals: bool,
 ) -> dict[str, Any]:
     notes = []
     if metric.limit is not None and len(truth) > metric.limit:
@@ -182,4 +234,10 @@ def _one(
 
 
 def _undefined(metric: Metric, reason: str) -> dict[str, Any]:
-    return {"value": math.nan, "low": math.nan, "high": math.nan, "better": metric.better, "note": f"not defined: {reason}"}
+    return {
+        "value": math.nan,
+        "low": math.nan,
+        "high": math.nan,
+        "better": metric.better,
+        "note": f"not defined: {reason}",
+    }

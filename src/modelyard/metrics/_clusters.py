@@ -10,7 +10,8 @@ from modelyard.metrics._contract import Undefined, check_rows, weights_or_ones
 def grouped(
     features_BD: np.ndarray, cluster_B: np.ndarray, weights: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(features, cluster ids 0 … K−1, weights) of the rows that belong to a cluster; `Undefined` with fewer than two."""
+    """(features, cluster ids 0 … K−1, weights) of the rows that belong to a cluster; `Undefined` with fewer than
+    two."""
     check_rows(features_BD, cluster_B, weights)
     weight_B = weights_or_ones(weights, len(cluster_B))
     kept = (cluster_B >= 0) & (weight_B > 0)

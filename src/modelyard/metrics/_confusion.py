@@ -2,7 +2,8 @@
 
 Averages: two classes give the *binary* metric of the positive class; more classes, or several labels per row, the
 *macro* mean over the classes that occur in the truth or in the prediction, where a class that is never predicted has
-precision 0 (as in scikit-learn's `average="macro"`). `weighted_` weighs classes by their rows in the truth, `micro_` pools all.
+precision 0 (as in scikit-learn's `average="macro"`). `weighted_` weighs classes by their rows in the truth,
+`micro_` pools all.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def counts_3K(
 
 
 def average(counts_R3K: np.ndarray, score: Score, how: Average, positive: int | None) -> np.ndarray:
-    """The averaged score `(R,)` of counts `(R, 3, K)`; NaN where undefined. `positive` None: no single positive class."""
+    """The averaged score `(R,)` of counts `(R, 3, K)`; NaN where undefined. `positive` None: no single positive
+    class."""
     if positive is not None:
         counts_R3K, how = counts_R3K[:, :, [positive]], "micro"
     elif how == "micro":
@@ -60,7 +62,9 @@ def average(counts_R3K: np.ndarray, score: Score, how: Average, positive: int | 
         return np.asarray((score_RK * share_RK).sum(axis=1) / share_RK.sum(axis=1))
 
 
-def _positive(truth: np.ndarray, prediction: np.ndarray, labels: Labels, how: Average, positive: int | None) -> int | None:
+def _positive(
+    truth: np.ndarray, prediction: np.ndarray, labels: Labels, how: Average, positive: int | None
+) -> int | None:
     """Id of the class that a binary metric is about; None for an average over classes."""
     if truth.ndim == 2 or how != "auto":
         return None
@@ -78,8 +82,15 @@ _REASON = {
 
 
 def _compute(
-    truth: np.ndarray, prediction: np.ndarray, *, score: Score, how: Average, weights: np.ndarray | None = None,
-    labels: Labels = None, positive: int | None = None, **_: Any,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    *,
+    score: Score,
+    how: Average,
+    weights: np.ndarray | None = None,
+    labels: Labels = None,
+    positive: int | None = None,
+    **_: Any,
 ) -> float:
     counts = counts_3K(truth, prediction, weights=weights, labels=labels)
     value = float(average(counts[None], score, how, _positive(truth, prediction, labels, how, positive))[0])
@@ -102,8 +113,15 @@ def _cells(truth: np.ndarray, prediction: np.ndarray, labels: Labels) -> tuple[n
 
 
 def _sums(
-    truth: np.ndarray, prediction: np.ndarray, *, score: Score, how: Average, weights: np.ndarray | None = None,
-    labels: Labels = None, positive: int | None = None, **_: Any,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    *,
+    score: Score,
+    how: Average,
+    weights: np.ndarray | None = None,
+    labels: Labels = None,
+    positive: int | None = None,
+    **_: Any,
 ) -> Sums | None:
     """Examples in one cell are alike, so a resample draws cells: its cost does not depend on the number of rows."""
     if weights is not None:
@@ -120,8 +138,16 @@ def _sums(
 
 
 def _closed(
-    truth: np.ndarray, prediction: np.ndarray, *, score: Score, how: Average, level: float,
-    weights: np.ndarray | None = None, labels: Labels = None, positive: int | None = None, **_: Any,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    *,
+    score: Score,
+    how: Average,
+    level: float,
+    weights: np.ndarray | None = None,
+    labels: Labels = None,
+    positive: int | None = None,
+    **_: Any,
 ) -> tuple[float, float] | None:
     """Binary precision and recall are proportions of the rows predicted positive, or truly positive: Wilson."""
     chosen = _positive(truth, prediction, labels, how, positive)

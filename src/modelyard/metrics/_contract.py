@@ -2,7 +2,8 @@
 
 Axis letters: B examples, K classes, R resamples, N distinct rows of statistics, S statistics, D features.
 
-A metric never answers 0 or 1 where it has no value: it raises `Undefined` with the reason, and `evaluate_output` reports
+A metric never answers 0 or 1 where it has no value: it raises `Undefined` with the reason, and `evaluate_output`
+reports
 NaN beside it. Class ids are int64 in `[0, K)` in the order of the labels; the *positive* class of a two-class metric is
 the last label unless the option `positive` names another id.
 """
@@ -25,7 +26,8 @@ class Sums:
     """A metric written as a function of sums over rows, which is what makes its bootstrap cheap.
 
     `rows_NS` holds the statistics of each distinct row and `counts_N` how many examples share it (None: one each).
-    `formula` turns sums `(R, S)` into values `(R,)`, NaN where undefined. Resampling examples is then one matrix product.
+    `formula` turns sums `(R, S)` into values `(R,)`, NaN where undefined. Resampling examples is then one matrix
+    product.
     """
 
     rows_NS: np.ndarray
@@ -55,12 +57,13 @@ class Metric:
     better: Literal["higher", "lower"]
     needs: Literal["labels", "scores", "values", "features"]
     """What `prediction` is: `labels` int ids (B,) or multi-hot (B, K); `scores` probabilities (B, K), or (B,) of the
-    positive class; `values` float (B,); `features`: `truth` is the matrix (B, D) and `prediction` the cluster ids (B,)."""
+    positive class; `values` float (B,); `features`: `truth` is the matrix (B, D) and `prediction` the cluster ids
+    (B,)."""
     kinds: tuple[str, ...]
     """Kinds of output it applies to: `category`, `label-set`, `number`, `cluster`."""
     compute: Callable[..., float]
-    """`compute(truth, prediction, *, weights=None, labels=None, **options) -> float`; `labels` are the class names in id
-    order (None: as many classes as the arrays show). Raises `Undefined`."""
+    """`compute(truth, prediction, *, weights=None, labels=None, **options) -> float`; `labels` are the class names
+    in id order (None: as many classes as the arrays show). Raises `Undefined`."""
     sums: Callable[..., Sums | None] | None = None
     """Same arguments as `compute`; None where the metric is no function of sums (then the interval resamples rows)."""
     closed: Callable[..., tuple[float, float] | None] | None = None
@@ -76,7 +79,8 @@ class Predicted:
     """What a model says of B rows of one output. Give what there is: missing parts drop the metrics that need them."""
 
     labels: np.ndarray | None = None
-    """Class ids `(B,)`, multi-hot `(B, K)` or cluster ids `(B,)`; None: from the scores (the largest, or ≥ 0.5 each)."""
+    """Class ids `(B,)`, multi-hot `(B, K)` or cluster ids `(B,)`; None: from the scores (the largest, or ≥ 0.5
+    each)."""
     scores: np.ndarray | None = None
     """Probabilities `(B, K)`, or `(B,)` of the positive class of two."""
     values: np.ndarray | None = None

@@ -1,6 +1,7 @@
 """Confidence intervals for every metric, and when which one is used.
 
-1. *Theory*, where `Metric.closed` has one: Wilson's score interval for proportions (Wilson 1927, JASA 22:209); the influence
+1. *Theory*, where `Metric.closed` has one: Wilson's score interval for proportions (Wilson 1927, JASA 22:209); the
+influence
    function on the logit scale for ROC-AUC (DeLong et al. 1988, Biometrics 44:837) and average precision.
 2. *Sums*: metrics that are functions of sums over rows are resampled 1,000 times by one matrix product, BCa-corrected
    (Efron 1987, JASA 82:171) where the jackknife is affordable. Beyond 20,000 distinct rows the sums are drawn from
@@ -8,7 +9,8 @@
 3. *Rows*: anything else is computed again on 200 bootstrap weightings of at most 5,000 rows; the spread then shrinks by
    sqrt(rows used / rows).
 
-Rows are taken as independent. All draws are functions of `seed`. A metric of 0 … 1 that sits on its bound in every resample gets
+Rows are taken as independent. All draws are functions of `seed`. A metric of 0 … 1 that sits on its bound in every
+resample gets
 the exact one-sided bound `(alpha/2)^(1/n)` (Clopper & Pearson 1934) rather than an interval of width zero.
 """
 
@@ -60,8 +62,16 @@ def at_the_bound(value: float, n: float, level: float) -> tuple[float, float]:
 
 
 def interval(
-    metric: Metric, truth: np.ndarray, prediction: np.ndarray, *, weights: np.ndarray | None = None, labels: Any = None,
-    level: float = 0.95, seed: int = 0, resamples: int = RESAMPLES, **options: Any,
+    metric: Metric,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    labels: Any = None,
+    level: float = 0.95,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    **options: Any,
 ) -> tuple[float, float, str]:
     """(low, high, method) of a defined metric; method is `theory`, `bootstrap`, `normal` or a sentence on sampling."""
     given = {"weights": weights, "labels": labels, **options}

@@ -1,7 +1,9 @@
 """The data behind the pictures of an evaluation: small JSON values, thinned, with what was thinned.
 
-Every picture gets at most about 2,000 marks: curves are cut to 200 points each (the largest steps stay), points are counted in
-hexagons beyond 2,000 rows, and scatter plots of clusters show a seeded sample. `of` always says how many rows there were.
+Every picture gets at most about 2,000 marks: curves are cut to 200 points each (the largest steps stay), points are
+counted in
+hexagons beyond 2,000 rows, and scatter plots of clusters show a seeded sample. `of` always says how many rows there
+were.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ def confusion(truth: np.ndarray, found: np.ndarray, labels: Sequence[str]) -> di
 
 
 def score_pictures(truth: np.ndarray, scores: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """`roc`, `pr`, `calibration` and `scores` (histogram); beyond eight classes the curves are of the most frequent ones."""
+    """`roc`, `pr`, `calibration` and `scores` (histogram); beyond eight classes the curves are of the most frequent
+    ones."""
     if truth.ndim == 1:
         scores = probabilities_BK(scores)
         shown = [1] if scores.shape[1] == 2 else list(range(scores.shape[1]))
@@ -72,8 +75,18 @@ def score_pictures(truth: np.ndarray, scores: np.ndarray, labels: Sequence[str])
         recall = hits / hits[-1]
         full = int(np.searchsorted(recall, 1.0)) + 1  # after the last hit the curve would only fall
         roc.append({"label": labels[c], "value": roc_value, **_thin(alarms / alarms[-1], recall, (0.0, 0.0))})
-        pr.append({"label": labels[c], "value": pr_value, "prior": float(is_B.mean()), **_thin(recall[:full], (hits / (hits + alarms))[:full])})
-    found: dict[str, Any] = {"calibration": calibration(truth, scores), "scores": histogram_of_scores(truth, scores, labels)}
+        pr.append(
+            {
+                "label": labels[c],
+                "value": pr_value,
+                "prior": float(is_B.mean()),
+                **_thin(recall[:full], (hits / (hits + alarms))[:full]),
+            }
+        )
+    found: dict[str, Any] = {
+        "calibration": calibration(truth, scores),
+        "scores": histogram_of_scores(truth, scores, labels),
+    }
     if roc:
         more = {"of": len(shown), "rows": len(truth)}
         found |= {"roc": {"curves": roc, **more}, "pr": {"curves": pr, **more}}
@@ -98,13 +111,16 @@ def calibration(truth: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
         mean = np.bincount(index, weights=confidence, minlength=BINS) / count
         rate = np.bincount(index, weights=right, minlength=BINS) / count
     bins = [
-        {"confidence": float(mean[b]), "accuracy": float(rate[b]), "count": int(count[b])} for b in range(BINS) if count[b]
+        {"confidence": float(mean[b]), "accuracy": float(rate[b]), "count": int(count[b])}
+        for b in range(BINS)
+        if count[b]
     ]
     return {"bins": bins, "of": len(truth), "about": about}
 
 
 def histogram_of_scores(truth: np.ndarray, scores: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """Counts of scores in 20 bins: of the positive class by truth (two classes), else of the predicted class, right or wrong."""
+    """Counts of scores in 20 bins: of the positive class by truth (two classes), else of the predicted class, right
+    or wrong."""
     edges = np.linspace(0, 1, 21)
     if truth.ndim == 1 and scores.shape[1] == 2:
         groups = {labels[0]: scores[truth == 0, 1], labels[1]: scores[truth == 1, 1]}
@@ -141,8 +157,11 @@ def points(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     centre = np.where(far[0] <= far[1], even, odd)
     cells, count = np.unique(centre, axis=1, return_counts=True)
     return {
-        "x": _short(cells[0] * step_x + x.min()), "y": _short(cells[1] * step_y + y.min()), "count": count.tolist(),
-        "radius": [step_x / 2, step_y / 3], "of": len(x),
+        "x": _short(cells[0] * step_x + x.min()),
+        "y": _short(cells[1] * step_y + y.min()),
+        "count": count.tolist(),
+        "radius": [step_x / 2, step_y / 3],
+        "of": len(x),
     }
 
 
@@ -162,7 +181,11 @@ def cluster_pictures(ids: np.ndarray, features: np.ndarray | None, seed: int = 0
     share = np.clip(spread[best], 0, None) / max(float(np.clip(spread, 0, None).sum()), 1e-300)
     y = plane[:, 1] if plane.shape[1] > 1 else np.zeros(len(some))
     found["clusters"] = {
-        "x": _short(plane[:, 0]), "y": _short(y), "id": ids[some].tolist(), "explained": _short(share), "of": len(ids)
+        "x": _short(plane[:, 0]),
+        "y": _short(y),
+        "id": ids[some].tolist(),
+        "explained": _short(share),
+        "of": len(ids),
     }
     return found
 
@@ -176,7 +199,12 @@ def lengths(length_B: np.ndarray) -> dict[str, Any]:
     edges = np.arange(0, top + 1 + step, step)
     counts = np.histogram(length_B, edges)[0]
     beyond = int((length_B >= edges[-1]).sum())
-    return {"edges": edges.tolist(), "series": [{"label": "", "counts": counts.tolist()}], "of": len(length_B), "beyond": beyond}
+    return {
+        "edges": edges.tolist(),
+        "series": [{"label": "", "counts": counts.tolist()}],
+        "of": len(length_B),
+        "beyond": beyond,
+    }
 
 
 def _thin(x: np.ndarray, y: np.ndarray, first: tuple[float, float] | None = None) -> dict[str, Any]:

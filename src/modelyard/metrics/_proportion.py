@@ -18,7 +18,12 @@ def mean(f: PerRow) -> Callable[..., float]:
     """`compute` of a mean over rows."""
 
     def compute(
-        truth: np.ndarray, prediction: np.ndarray, *, weights: np.ndarray | None = None, labels: Labels = None, **options: Any
+        truth: np.ndarray,
+        prediction: np.ndarray,
+        *,
+        weights: np.ndarray | None = None,
+        labels: Labels = None,
+        **options: Any,
     ) -> float:
         check_rows(truth, prediction, weights)
         value_B = f(truth, prediction, labels=labels, **options).astype(np.float64)
@@ -31,7 +36,12 @@ def sums(f: PerRow) -> Callable[..., Sums]:
     """`sums` of a mean over rows: value times weight, and weight."""
 
     def make(
-        truth: np.ndarray, prediction: np.ndarray, *, weights: np.ndarray | None = None, labels: Labels = None, **options: Any
+        truth: np.ndarray,
+        prediction: np.ndarray,
+        *,
+        weights: np.ndarray | None = None,
+        labels: Labels = None,
+        **options: Any,
     ) -> Sums:
         weight_B = weights_or_ones(weights, len(truth))
         value_B = f(truth, prediction, labels=labels, **options) * weight_B
@@ -44,8 +54,13 @@ def closed(f: PerRow) -> Callable[..., tuple[float, float] | None]:
     """`closed` of a share of rows: Wilson's interval, where rows have no weights."""
 
     def make(
-        truth: np.ndarray, prediction: np.ndarray, *, level: float, weights: np.ndarray | None = None,
-        labels: Labels = None, **options: Any,
+        truth: np.ndarray,
+        prediction: np.ndarray,
+        *,
+        level: float,
+        weights: np.ndarray | None = None,
+        labels: Labels = None,
+        **options: Any,
     ) -> tuple[float, float] | None:
         if weights is not None:
             return None

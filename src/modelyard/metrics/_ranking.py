@@ -82,15 +82,26 @@ def ranking_metric(name: str, f: Influence) -> Metric:
     """A `Metric` that is the mean of `f` over the yes-or-no questions of the truth."""
 
     def compute(
-        truth: np.ndarray, prediction: np.ndarray, *, weights: np.ndarray | None = None, labels: Labels = None,
-        positive: int | None = None, **_: Any,
+        truth: np.ndarray,
+        prediction: np.ndarray,
+        *,
+        weights: np.ndarray | None = None,
+        labels: Labels = None,
+        positive: int | None = None,
+        **_: Any,
     ) -> float:
         weight_B = weights_or_ones(weights, len(truth))
         return float(np.mean([f(*pair, weight_B)[0] for pair in pairs(truth, prediction, weights, labels, positive)]))
 
     def closed(
-        truth: np.ndarray, prediction: np.ndarray, *, level: float, weights: np.ndarray | None = None,
-        labels: Labels = None, positive: int | None = None, **_: Any,
+        truth: np.ndarray,
+        prediction: np.ndarray,
+        *,
+        level: float,
+        weights: np.ndarray | None = None,
+        labels: Labels = None,
+        positive: int | None = None,
+        **_: Any,
     ) -> tuple[float, float]:
         weight_B = weights_or_ones(weights, len(truth))
         questions = pairs(truth, prediction, weights, labels, positive)

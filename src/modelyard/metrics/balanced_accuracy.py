@@ -19,6 +19,4 @@ def _compute(
     return float((hits[inside > 0] / inside[inside > 0]).mean())
 
 
-METRIC = Metric(
-    "balanced_accuracy", "higher", "labels", ("category",), _compute, recall_sums, bounds=(0.0, 1.0)
-)
+METRIC = Metric("balanced_accuracy", "higher", "labels", ("category",), _compute, recall_sums, bounds=(0.0, 1.0))

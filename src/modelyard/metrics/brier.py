@@ -1,6 +1,7 @@
 """Brier score (Brier 1950): mean squared error of probabilities.
 
-Two classes: (p − y)² of the positive class, 0 … 1. More: the sum over classes, 0 … 2. Several labels per row: the mean over labels.
+Two classes: (p − y)² of the positive class, 0 … 1. More: the sum over classes, 0 … 2. Several labels per row: the
+mean over labels.
 """
 
 from __future__ import annotations
@@ -24,4 +25,6 @@ def _squares(truth: np.ndarray, prediction: np.ndarray, **_: Any) -> np.ndarray:
     return np.asarray((scores_BK**2).sum(axis=1) - 2 * true_B + 1)
 
 
-METRIC = Metric("brier", "lower", "scores", ("category", "label-set"), mean(_squares), sums(_squares), bounds=(0.0, 2.0))
+METRIC = Metric(
+    "brier", "lower", "scores", ("category", "label-set"), mean(_squares), sums(_squares), bounds=(0.0, 2.0)
+)

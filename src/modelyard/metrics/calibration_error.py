@@ -1,7 +1,9 @@
-"""Expected calibration error of the predicted class: Σ over 15 equal bins of confidence of share · |accuracy − confidence|.
+"""Expected calibration error of the predicted class: Σ over 15 equal bins of confidence of share · |accuracy −
+confidence|.
 
-Guo et al. 2017 (ICML, arXiv 1706.04599). It is biased upwards on few rows (|noise| has a positive mean), so its bootstrap
-interval is conservative near 0. Several labels per row: each (row, label) pair counts, with the label's own probability.
+Guo et al. 2017 (ICML, arXiv 1706.04599). It is biased upwards on few rows (|noise| has a positive mean), so its
+bootstrap interval is conservative near 0. Several labels per row: each (row, label) pair counts, with the label's own
+probability.
 """
 
 from __future__ import annotations
@@ -54,6 +56,4 @@ def _compute(
     return _sums(truth, prediction, weights=weights, bins=bins).value("all weights are zero")
 
 
-METRIC = Metric(
-    "calibration_error", "lower", "scores", ("category", "label-set"), _compute, _sums, bounds=(0.0, 1.0)
-)
+METRIC = Metric("calibration_error", "lower", "scores", ("category", "label-set"), _compute, _sums, bounds=(0.0, 1.0))

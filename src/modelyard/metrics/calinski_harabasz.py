@@ -1,4 +1,5 @@
-"""Calinski-Harabasz index (1974): spread between cluster centres over spread inside, each per degree of freedom. Noise is left out."""
+"""Calinski-Harabasz index (1974): spread between cluster centres over spread inside, each per degree of freedom.
+Noise is left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Davies-Bouldin index (1979): mean over clusters of the worst (spread + spread) / distance of centres. Noise is left out."""
+"""Davies-Bouldin index (1979): mean over clusters of the worst (spread + spread) / distance of centres. Noise is
+left out."""
 
 from __future__ import annotations
 

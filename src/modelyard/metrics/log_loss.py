@@ -1,6 +1,8 @@
-"""Log loss (cross-entropy) in nats: the mean of −log p(truth); for several labels per row the mean over rows and labels.
+"""Log loss (cross-entropy) in nats: the mean of −log p(truth); for several labels per row the mean over rows and
+labels.
 
-Probabilities are clipped at the machine epsilon of their own dtype (float32 1.2e-7), as in scikit-learn, and not normalised.
+Probabilities are clipped at the machine epsilon of their own dtype (float32 1.2e-7), as in scikit-learn, and not
+normalised.
 """
 
 from __future__ import annotations
@@ -24,4 +26,6 @@ def _loss(truth: np.ndarray, prediction: np.ndarray, **_: Any) -> np.ndarray:
     return np.asarray(-np.log(np.clip(scores_B, smallest, 1 - smallest)))
 
 
-METRIC = Metric("log_loss", "lower", "scores", ("category", "label-set"), mean(_loss), sums(_loss), bounds=(0.0, np.inf))
+METRIC = Metric(
+    "log_loss", "lower", "scores", ("category", "label-set"), mean(_loss), sums(_loss), bounds=(0.0, np.inf)
+)

@@ -1,4 +1,5 @@
-"""R², the share of the target's variance that is explained: 1 − Σ w (y − ŷ)² / Σ w (y − ȳ)²; below 0 is worse than the mean."""
+"""R², the share of the target's variance that is explained: 1 − Σ w (y − ŷ)² / Σ w (y − ȳ)²; below 0 is worse than
+the mean."""
 
 from __future__ import annotations
 

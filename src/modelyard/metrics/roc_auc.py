@@ -1,4 +1,5 @@
-"""Area under the ROC curve: the chance that a positive row scores above a negative one; macro one-against-rest beyond two classes."""
+"""Area under the ROC curve: the chance that a positive row scores above a negative one; macro one-against-rest
+beyond two classes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Silhouette (Rousseeuw 1987): mean over rows of (b − a) / max(a, b) with Euclidean distances; 1 is well apart, 0 on the border.
+"""Silhouette (Rousseeuw 1987): mean over rows of (b − a) / max(a, b) with Euclidean distances; 1 is well apart, 0
+on the border.
 
-a is a row's mean distance to its own cluster, b to the nearest other one; a row alone in its cluster counts 0 and noise is
+a is a row's mean distance to its own cluster, b to the nearest other one; a row alone in its cluster counts 0 and
+noise is
 left out. Quadratic in the rows: `evaluate_output` samples 5,000 beyond that. The interval takes the clusters as given.
 """
 

@@ -1,7 +1,7 @@
 """Shows a run as one HTML file: what the model is worth, where it fails, and how to make it again.
 
-The page needs no network, reads on a phone, and speaks English or Chinese (`lang=zh`). It is a view of what the run stored:
-making it again changes nothing else.
+The page needs no network, reads on a phone, and speaks English or Chinese (`lang=zh`). It is a view of what the run
+stored: making it again changes nothing else.
 
 The evaluation object, which `train` and `evaluate` produce and `samples/evaluation.json` stores:
 
@@ -40,7 +40,9 @@ class Config:
     """Where the page goes; by default `report.html` in the run folder (`report.zh.html` in Chinese)."""
 
 
-def run(project: Any = None, *, model: str | os.PathLike[str] | None = None, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def run(
+    project: Any = None, *, model: str | os.PathLike[str] | None = None, options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Write the report of a run; `model` is a run folder (or the `model` folder inside it), or the name of a run.
 
     Returns `{report, plots, bytes}`. Without `model` it takes the latest run of the project.
@@ -75,7 +77,11 @@ def _write(folder: Path, evaluation: Mapping[str, Any] | None, config: Config) -
     report = Report.of_run(folder, evaluation)
     plots = _plots(folder, report, say)
     page = render(report, config.lang)
-    target = Path(config.out) if config.out else folder / ("report.html" if config.lang == "en" else f"report.{config.lang}.html")
+    target = (
+        Path(config.out)
+        if config.out
+        else folder / ("report.html" if config.lang == "en" else f"report.{config.lang}.html")
+    )
     _save(target, page)
     return {"report": str(target), "plots": plots, "bytes": len(page.encode("utf-8"))}
 
@@ -86,7 +92,9 @@ def _plots(folder: Path, report: Report, say: Any) -> list[str]:
 
     from modelyard.verbs.report.pictures import PICTURES, draw, learning_data, standalone
 
-    every = {name: data for name, data in {**learning_data(report.events), **report.pictures}.items() if name in PICTURES}
+    every = {
+        name: data for name, data in {**learning_data(report.events), **report.pictures}.items() if name in PICTURES
+    }
     for split, outputs in report.evaluation.items():
         for output, found in outputs.items():
             for name, data in (found.get("pictures") or {}).items():

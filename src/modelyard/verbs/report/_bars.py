@@ -25,13 +25,24 @@ MOST_BARS = 30
 
 
 def histogram(data: Mapping[str, Any], say: Say, title: str) -> str:
-    """Overlaid counts over common edges; the square root of the count keeps small groups visible, the axis tells the count."""
+    """Overlaid counts over common edges; the square root of the count keeps small groups visible, the axis tells
+    the count."""
     edges, series = data["edges"], data["series"]
     top = max((max(s["counts"], default=0) for s in series), default=1) or 1
     labels = [say(s["label"]) for s in series if s["label"]]
-    about = say("score_of", label=data["about"]) if data.get("about") else say("score" if title == "scores" else "length")
+    about = (
+        say("score_of", label=data["about"]) if data.get("about") else say("score" if title == "scores" else "length")
+    )
     note = say("beyond", n=f"{data['beyond']:,}") if data.get("beyond") else say("all_rows", n=f"{data['of']:,}")
-    plot = Plot(say(title), (edges[0], edges[-1]), (0, top), x_label=about, y_label=say("rows"), note=note, legend_rows=legend_rows(labels))
+    plot = Plot(
+        say(title),
+        (edges[0], edges[-1]),
+        (0, top),
+        x_label=about,
+        y_label=say("rows"),
+        note=note,
+        legend_rows=legend_rows(labels),
+    )
     for index, one in enumerate(series):
         for low, high, count in zip(edges, edges[1:], one["counts"], strict=False):
             if not count:
@@ -44,7 +55,11 @@ def histogram(data: Mapping[str, Any], say: Say, title: str) -> str:
 
 
 def _rows(
-    title: str, names: Sequence[str], parts: Sequence[tuple[float, str, str]], largest: float, note: str = "",
+    title: str,
+    names: Sequence[str],
+    parts: Sequence[tuple[float, str, str]],
+    largest: float,
+    note: str = "",
     description: str = "",
 ) -> str:
     """Horizontal bars with a name on the left and a value on the right; `parts` are (length, value text, colour)."""
@@ -59,7 +74,14 @@ def _rows(
             text(room + 14 + max(width, 1), y + 13, value, size=12, opacity=0.85),
         ]
         y += 20
-    return document(title, description or "; ".join(f"{n} {v}" for n, (_, v, _) in zip(names, parts, strict=True)), body, 440, y + (24 if note else 6), note)
+    return document(
+        title,
+        description or "; ".join(f"{n} {v}" for n, (_, v, _) in zip(names, parts, strict=True)),
+        body,
+        440,
+        y + (24 if note else 6),
+        note,
+    )
 
 
 def counts(data: Mapping[str, Any], say: Say, title: str) -> str:
@@ -67,8 +89,13 @@ def counts(data: Mapping[str, Any], say: Say, title: str) -> str:
     total = sum(data["counts"]) or 1
     order = sorted(range(len(data["counts"])), key=lambda i: -data["counts"][i])
     shown = order[:MOST_BARS]
-    names = [_cluster_name(data["labels"][i], say) if title == "cluster_sizes" else str(data["labels"][i]) for i in shown]
-    parts = [(float(data["counts"][i]), f"{data['counts'][i]:,} · {data['counts'][i] / total:.1%}", COLOURS[0]) for i in shown]
+    names = [
+        _cluster_name(data["labels"][i], say) if title == "cluster_sizes" else str(data["labels"][i]) for i in shown
+    ]
+    parts = [
+        (float(data["counts"][i]), f"{data['counts'][i]:,} · {data['counts'][i] / total:.1%}", COLOURS[0])
+        for i in shown
+    ]
     note = say("most_of", n=len(shown), of=len(order)) if len(order) > len(shown) else ""
     return _rows(say(title), names, parts, float(max(data["counts"], default=0)), note)
 
@@ -81,7 +108,9 @@ def importance(data: Mapping[str, Any], say: Say) -> str:
     """Importance of columns with intervals: `{items: [{name, value, low, high}], about?}`, the 30 largest."""
     every = sorted(data["items"], key=lambda item: -abs(item["value"]))
     items = every[:MOST_BARS]
-    ends = [v for i in items for v in (0.0, i["value"], i.get("low"), i.get("high")) if v is not None and math.isfinite(v)]
+    ends = [
+        v for i in items for v in (0.0, i["value"], i.get("low"), i.get("high")) if v is not None and math.isfinite(v)
+    ]
     low, high = min(ends, default=0.0), max(ends, default=1.0)
     room = min(170.0, max((width_of(i["name"], 12) for i in items), default=40) + 4)
     span = (high - low) or 1.0
@@ -95,7 +124,9 @@ def importance(data: Mapping[str, Any], say: Say) -> str:
         left, right = sorted((at(0), at(item["value"])))
         hover = f"{item['name']}: {number(item['value'])}"
         body.append(text(room, y + 12, item["name"], anchor="end", size=12, room=room))
-        body.append(rect(left, y + 2, max(1, right - left), 13, COLOURS[0] if item["value"] >= 0 else MUTED, hover=hover))
+        body.append(
+            rect(left, y + 2, max(1, right - left), 13, COLOURS[0] if item["value"] >= 0 else MUTED, hover=hover)
+        )
         if item.get("low") is not None and math.isfinite(item["low"]):
             body.append(line(at(item["low"]), y + 8.5, at(item["high"]), y + 8.5, width=1.5))
         body.append(text(440, y + 13, number(item["value"], 3), anchor="end", size=12, opacity=0.85))
@@ -104,11 +135,14 @@ def importance(data: Mapping[str, Any], say: Say) -> str:
     note = data.get("about") or say("importance_note")
     if len(every) > len(items):
         note = say("most_of", n=len(items), of=len(every)) + "; " + note
-    return document(say("importance"), "; ".join(f"{i['name']} {number(i['value'])}" for i in items), body, 440, y + 24, note)
+    return document(
+        say("importance"), "; ".join(f"{i['name']} {number(i['value'])}" for i in items), body, 440, y + 24, note
+    )
 
 
 def metric_bars(data: Mapping[str, Any], say: Say) -> str:
-    """Metrics of 0 … 1 as points with their intervals, the trivial baseline as a hollow mark: `{items: [{name, value, low, high, baseline}]}`."""
+    """Metrics of 0 … 1 as points with their intervals, the trivial baseline as a hollow mark: `{items: [{name,
+    value, low, high, baseline}]}`."""
     items = [i for i in data["items"] if i["value"] is not None and math.isfinite(i["value"])]
     names = [say(i["name"]) + (" ↓" if i.get("better") == "lower" else "") for i in items]
     room = min(190.0, max((width_of(n, 12) for n in names), default=40) + 4)
@@ -125,7 +159,9 @@ def metric_bars(data: Mapping[str, Any], say: Say) -> str:
         y = top + 22 * index + 9
         base = item.get("baseline")
         if base is not None and math.isfinite(base):
-            body.append(f'<circle cx="{at(base):.1f}" cy="{y:.1f}" r="5" fill="none" stroke="{MUTED}" stroke-width="2"/>')
+            body.append(
+                f'<circle cx="{at(base):.1f}" cy="{y:.1f}" r="5" fill="none" stroke="{MUTED}" stroke-width="2"/>'
+            )
         if item.get("low") is not None and math.isfinite(item["low"]):
             body.append(line(at(item["low"]), y, at(item["high"]), y, colour=COLOURS[0], width=3))
         body.append(f'<circle cx="{at(item["value"]):.1f}" cy="{y:.1f}" r="4.5" fill="{COLOURS[0]}"/>')

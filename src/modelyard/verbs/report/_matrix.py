@@ -39,7 +39,9 @@ def confusion(data: Mapping[str, Any], say: Say) -> str:
     return document(say("confusion"), described, body, width, top + k * cell + (42 if not digits else 24), note)
 
 
-def _cells(labels: list[str], matrix: list[list[float]], left: float, top: float, cell: float, digits: bool) -> list[str]:
+def _cells(
+    labels: list[str], matrix: list[list[float]], left: float, top: float, cell: float, digits: bool
+) -> list[str]:
     body = [rect(left, top, len(labels) * cell, len(labels) * cell, "currentColor", opacity=0.05)]
     size = min(13.0, cell * 0.5)
     for i, row in enumerate(matrix):
@@ -52,7 +54,15 @@ def _cells(labels: list[str], matrix: list[list[float]], left: float, top: float
             colour = COLOURS[2] if i == j else COLOURS[3]
             gap = 1 if digits else 0
             body.append(
-                rect(left + j * cell, top + i * cell, cell - gap, cell - gap, colour, opacity=0.07 + 0.83 * share, hover=hover)
+                rect(
+                    left + j * cell,
+                    top + i * cell,
+                    cell - gap,
+                    cell - gap,
+                    colour,
+                    opacity=0.07 + 0.83 * share,
+                    hover=hover,
+                )
             )
             if digits:
                 x, y = left + (j + 0.5) * cell, top + (i + 0.5) * cell + size * 0.36

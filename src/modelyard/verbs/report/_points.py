@@ -14,7 +14,13 @@ def predicted_true(data: Mapping[str, Any], say: Say) -> str:
     """Prediction over truth with the diagonal, on equal scales."""
     ends = _ends([*data["x"], *data["y"]])
     plot = Plot(
-        say("predicted_true"), ends, ends, x_label=say("truth"), y_label=say("prediction"), note=_note(data, say), height=380
+        say("predicted_true"),
+        ends,
+        ends,
+        x_label=say("truth"),
+        y_label=say("prediction"),
+        note=_note(data, say),
+        height=380,
     )
     _marks(plot, data)
     plot.diagonal()
@@ -24,8 +30,13 @@ def predicted_true(data: Mapping[str, Any], say: Say) -> str:
 def residuals(data: Mapping[str, Any], say: Say) -> str:
     """Truth minus prediction over the prediction: a good model leaves no pattern around the zero line."""
     plot = Plot(
-        say("residuals"), _ends(data["x"]), _ends([*data["y"], 0.0]), x_label=say("prediction"), y_label=say("residual"),
-        note=_note(data, say), height=340,
+        say("residuals"),
+        _ends(data["x"]),
+        _ends([*data["y"], 0.0]),
+        x_label=say("prediction"),
+        y_label=say("residual"),
+        note=_note(data, say),
+        height=340,
     )
     _marks(plot, data)
     plot.body.append(line(plot.left, plot.py(0), plot.right, plot.py(0), opacity=0.7, dash="4 4"))
@@ -40,10 +51,20 @@ def clusters(data: Mapping[str, Any], say: Say) -> str:
     shown = len(ids) if len(ids) <= 12 else 12
     shares = [*data["explained"], 0.0, 0.0]
     axes = [say("direction", n=k + 1, share=f"{shares[k]:.0%}") for k in (0, 1)]
-    note = say("sampled", n=f"{len(data['x']):,}", of=f"{data['of']:,}") if data["of"] > len(data["x"]) else _note(data, say)
+    note = (
+        say("sampled", n=f"{len(data['x']):,}", of=f"{data['of']:,}")
+        if data["of"] > len(data["x"])
+        else _note(data, say)
+    )
     plot = Plot(
-        say("clusters"), _ends(data["x"]), _ends(data["y"]), x_label=axes[0], y_label=axes[1], note=note,
-        legend_rows=legend_rows(names[:shown]), height=380,
+        say("clusters"),
+        _ends(data["x"]),
+        _ends(data["y"]),
+        x_label=axes[0],
+        y_label=axes[1],
+        note=note,
+        legend_rows=legend_rows(names[:shown]),
+        height=380,
     )
     for one, colour in zip(ids, colours, strict=True):
         inside = [k for k, i in enumerate(data["id"]) if i == one]
@@ -64,7 +85,10 @@ def _marks(plot: Plot, data: Mapping[str, Any]) -> None:
         cx, cy = plot.px(x), plot.py(y)
         path = " ".join(f"{cx + rx * a:.1f},{cy + ry * b:.1f}" for a, b in corners)
         shade = 0.12 + 0.88 * math.log1p(count) / most
-        plot.body.append(f'<polygon points="{path}" fill="{COLOURS[0]}" fill-opacity="{shade:.2f}"><title>{count:,}</title></polygon>')
+        plot.body.append(
+            f'<polygon points="{path}" fill="{COLOURS[0]}" fill-opacity="{shade:.2f}">'
+            f"<title>{count:,}</title></polygon>"
+        )
 
 
 def _ends(values: list[float]) -> tuple[float, float]:

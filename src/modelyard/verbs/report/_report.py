@@ -29,8 +29,8 @@ class Report:
     events: list[Mapping[str, Any]] = field(default_factory=list)
     """Lines of `events.jsonl`; those with an `epoch` make the learning curves."""
     data: Mapping[str, Any] = field(default_factory=dict)
-    """`{rows_in, rows: {split: n}, set_aside: [{file, line, column, reason, value}], set_aside_count, balance: {output: {label: n}},
-    lengths: {column: lengths picture data}}`."""
+    """`{rows_in, rows: {split: n}, set_aside: [{file, line, column, reason, value}], set_aside_count, balance:
+    {output: {label: n}}, lengths: {column: lengths picture data}}`."""
     config: str = ""
     """The text of `config.yaml`, which names the origin of each value."""
     commands: list[str] = field(default_factory=list)
@@ -44,7 +44,8 @@ class Report:
     def of_run(cls, folder: Path, evaluation: Mapping[str, Any] | None = None) -> Report:
         """From `run.json`, `events.jsonl`, `config.yaml`, `metrics.json` and the stored evaluation.
 
-        Read from `run.json` where there: `name` or the folder's name, `model` (facts), `gate`, `data`, `command`, `facts`, `pictures`,
+        Read from `run.json` where there: `name` or the folder's name, `model` (facts), `gate`, `data`, `command`,
+        `facts`, `pictures`,
         `machine`, `started`, `seconds`, `argv`. Without a stored evaluation the metrics alone are shown.
         """
         if not (folder / "run.json").is_file():
@@ -63,7 +64,11 @@ class Report:
             events=list(run.events()),
             data=_mapping(facts.get("data")),
             config=config.read_text(encoding="utf-8") if config.is_file() else "",
-            commands=[" ".join(command)] if isinstance(command, list) and command else [str(command)] if command else [],
+            commands=[" ".join(command)]
+            if isinstance(command, list) and command
+            else [str(command)]
+            if command
+            else [],
             facts={**_mapping(facts.get("facts")), **_about(facts)},
             pictures=_mapping(facts.get("pictures")),
         )
@@ -104,7 +109,8 @@ def _about(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_metrics(folder: Path) -> dict[str, Any]:
-    """An evaluation with metrics only, of `metrics.json`: `{split: {metric: {value}}}` or `{split: {output: {metric: …}}}`."""
+    """An evaluation with metrics only, of `metrics.json`: `{split: {metric: {value}}}` or `{split: {output:
+    {metric: …}}}`."""
     path = folder / "metrics.json"
     found = _read(path) if path.is_file() else {}
     found = found.get("metrics", found)

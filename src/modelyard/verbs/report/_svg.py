@@ -1,7 +1,7 @@
 """SVG by hand: axes, marks, legends and text that stays text, in the reader's fonts and colours.
 
-Text and lines are `currentColor`, so a picture follows the page into dark mode; series colours are mid-tones that read on
-both. Pictures are 440 units wide, at which 13-unit text stays legible on a phone.
+Text and lines are `currentColor`, so a picture follows the page into dark mode; series colours are mid-tones that
+read on both. Pictures are 440 units wide, at which 13-unit text stays legible on a phone.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     power = 10 ** math.floor(math.log10(span / about))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if span / (m * power) <= about)
     first = math.ceil(low / step - 1e-9)
-    found, index = [], first
+    found: list[float] = []
+    index = first
     while index * step <= high + span * 1e-9 and len(found) < 50:
         found.append(round(index * step, 12))
         index += 1
@@ -64,8 +65,17 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def text(
-    x: float, y: float, content: str, *, anchor: str = "start", size: float = SIZE, room: float | None = None,
-    turn: float = 0, weight: str = "", opacity: float = 1, colour: str = "",
+    x: float,
+    y: float,
+    content: str,
+    *,
+    anchor: str = "start",
+    size: float = SIZE,
+    room: float | None = None,
+    turn: float = 0,
+    weight: str = "",
+    opacity: float = 1,
+    colour: str = "",
 ) -> str:
     """A `<text>` element; cut to `room` with the whole text on hover."""
     shown = shorten(content, room, size) if room is not None else content
@@ -87,10 +97,21 @@ def rect(x: float, y: float, w: float, h: float, colour: str, *, opacity: float 
     """A filled rectangle."""
     faint = f' fill-opacity="{opacity:.3g}"' if opacity != 1 else ""
     inner = f"<title>{escape(hover)}</title>" if hover else ""
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(0, w):.1f}" height="{max(0, h):.1f}" fill="{colour}"{faint}>{inner}</rect>'
+    place = f'x="{x:.1f}" y="{y:.1f}" width="{max(0, w):.1f}" height="{max(0, h):.1f}"'
+    return f'<rect {place} fill="{colour}"{faint}>{inner}</rect>'
 
 
-def line(x1: float, y1: float, x2: float, y2: float, *, opacity: float = 1, width: float = 1, colour: str = "currentColor", dash: str = "") -> str:
+def line(
+    x1: float,
+    y1: float,
+    x2: float,
+    y2: float,
+    *,
+    opacity: float = 1,
+    width: float = 1,
+    colour: str = "currentColor",
+    dash: str = "",
+) -> str:
     """A straight line."""
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
     return (
@@ -122,8 +143,19 @@ class Plot:
     """Axes with a linear or logarithmic scale, to which marks are added in data units."""
 
     def __init__(
-        self, title: str, x: tuple[float, float], y: tuple[float, float], *, x_label: str = "", y_label: str = "",
-        width: float = 440, height: float = 320, log_x: bool = False, log_y: bool = False, note: str = "", legend_rows: int = 0,
+        self,
+        title: str,
+        x: tuple[float, float],
+        y: tuple[float, float],
+        *,
+        x_label: str = "",
+        y_label: str = "",
+        width: float = 440,
+        height: float = 320,
+        log_x: bool = False,
+        log_y: bool = False,
+        note: str = "",
+        legend_rows: int = 0,
     ) -> None:
         self.title, self.note, self.width, self.height = title, note, width, height
         self.log_x, self.log_y = log_x, log_y
@@ -152,13 +184,25 @@ class Plot:
             self.body.append(text(self.px(t), self.bottom + 17, number(t), anchor="middle", size=12, opacity=0.8))
         self.body.append(line(self.left, self.bottom, self.right, self.bottom, opacity=0.5))
         if x_label:
-            self.body.append(text((self.left + self.right) / 2, self.bottom + 35, x_label, anchor="middle", opacity=0.8))
+            self.body.append(
+                text((self.left + self.right) / 2, self.bottom + 35, x_label, anchor="middle", opacity=0.8)
+            )
         if y_label:
             self.body.append(text(12, (self.top + self.bottom) / 2, y_label, anchor="middle", turn=-90, opacity=0.8))
 
-    def curve(self, x: Sequence[float], y: Sequence[float], colour: str, *, dash: str = "", hover: str = "", step: bool = False) -> None:
+    def curve(
+        self,
+        x: Sequence[float],
+        y: Sequence[float],
+        colour: str,
+        *,
+        dash: str = "",
+        hover: str = "",
+        step: bool = False,
+    ) -> None:
         """A line through the finite points; it breaks where a value is missing."""
-        path, pen = [], "M"
+        path: list[str] = []
+        pen = "M"
         for a, b in zip(x, y, strict=True):
             if b is None or not math.isfinite(b) or (self.log_y and b <= 0):
                 pen = "M"
@@ -173,11 +217,14 @@ class Plot:
             f"<title>{escape(hover)}</title></path>"
         )
 
-    def dots(self, x: Sequence[float], y: Sequence[float], colour: str, *, radius: float = 2.2, opacity: float = 0.55) -> None:
+    def dots(
+        self, x: Sequence[float], y: Sequence[float], colour: str, *, radius: float = 2.2, opacity: float = 0.55
+    ) -> None:
         """Circles, as one path of zero-length strokes: a tenth of the bytes of `<circle>` elements."""
         path = "".join(f"M{self.px(a):.1f} {self.py(b):.1f}h0" for a, b in zip(x, y, strict=True))
         self.body.append(
-            f'<path d="{path}" stroke="{colour}" stroke-width="{2 * radius:g}" stroke-linecap="round" stroke-opacity="{opacity:g}"/>'
+            f'<path d="{path}" stroke="{colour}" stroke-width="{2 * radius:g}" stroke-linecap="round"'
+            f' stroke-opacity="{opacity:g}"/>'
         )
 
     def diagonal(self) -> None:
@@ -188,7 +235,9 @@ class Plot:
 
     def svg(self, description: str, legend: Sequence[tuple[str, str]] = ()) -> str:
         """The finished picture; `legend` is (label, colour) pairs."""
-        return document(self.title, description, [*self.body, *legend_items(legend, self.width)], self.width, self.height, self.note)
+        return document(
+            self.title, description, [*self.body, *legend_items(legend, self.width)], self.width, self.height, self.note
+        )
 
 
 def legend_rows(labels: Sequence[str], width: float = 440) -> int:
@@ -206,7 +255,8 @@ def legend_items(legend: Sequence[tuple[str, str]], width: float) -> list[str]:
 
 
 def _legend_places(labels: Sequence[str], width: float) -> list[tuple[int, float, float]]:
-    places, row, x = [], 0, 0.0
+    places: list[tuple[int, float, float]] = []
+    row, x = 0, 0.0
     for label in labels:
         room = min(width_of(label, 12), width * 0.6)
         if x and x + 15 + room > width:

@@ -78,7 +78,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "epoch": ("Epoch", "轮次"),
     "best_epoch": ("best epoch {n}", "最佳轮次 {n}"),
     "confusion": ("Confusion matrix", "混淆矩阵"),
-    "confusion_note": ("rows: truth, columns: prediction; shade: share of the row", "行：真实值，列：预测值；深浅：占该行比例"),
+    "confusion_note": (
+        "rows: truth, columns: prediction; shade: share of the row",
+        "行：真实值，列：预测值；深浅：占该行比例",
+    ),
     "confusion_most": ("{n} classes; most confused: {pairs}", "{n} 个类别；最易混淆：{pairs}"),
     "roc": ("ROC curve", "ROC 曲线"),
     "false_positive_rate": ("False positive rate", "假阳性率"),
@@ -120,7 +123,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "length": ("Length", "长度"),
     "beyond": ("{n} longer ones are not shown", "另有 {n} 个更长的未显示"),
     "too_big": ("{n} values were left out to keep this page small", "为控制页面大小，省略了 {n} 个值"),
-    "made_by": ("Made by Modelyard. One file; it loads nothing from a network.", "由 Modelyard 生成。单个文件，不加载任何网络内容。"),
+    "made_by": (
+        "Made by Modelyard. One file; it loads nothing from a network.",
+        "由 Modelyard 生成。单个文件，不加载任何网络内容。",
+    ),
     "accuracy": ("accuracy", "准确率"),
     "balanced_accuracy": ("balanced accuracy", "平衡准确率"),
     "f1": ("F1", "F1"),

@@ -1,7 +1,7 @@
 """The report as one HTML file: no script, no network, readable on a phone.
 
-A content security policy forbids every load but images inside the file, so even a value that smuggles a URL loads nothing.
-Everything is escaped here except the fragments that kinds draw (`worst[].inputs`), which escape themselves.
+A content security policy forbids every load but images inside the file, so even a value that smuggles a URL loads
+nothing. Everything is escaped here except the fragments that kinds draw (`worst[].inputs`), which escape themselves.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from html import escape
 from typing import Any
 
 from modelyard.verbs.report._report import Report
+from modelyard.verbs.report._style import STYLE
 from modelyard.verbs.report._svg import number
 from modelyard.verbs.report._words import Say, words
 from modelyard.verbs.report.pictures import PICTURES, draw, learning_data
-from modelyard.verbs.report._style import STYLE
 
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 FRAGMENTS = 3_000_000
 """Characters of drawn values on one page; with the pictures it stays below 5 MB."""
 PICTURE_CHARACTERS = 1_500_000
@@ -30,19 +31,23 @@ def render(report: Report, lang: str = "en") -> str:
     """The HTML text of a report, in English or Chinese (`lang="zh"`)."""
     say = words(lang)
     sections = [
-        ("training", _training(report, say)), ("evaluation", _evaluation(report, say)), ("data", _data(report, say)),
-        ("configuration", _configuration(report, say)), ("card", _card(report, say)),
+        ("training", _training(report, say)),
+        ("evaluation", _evaluation(report, say)),
+        ("data", _data(report, say)),
+        ("configuration", _configuration(report, say)),
+        ("card", _card(report, say)),
     ]
     shown = [(key, html) for key, html in sections if html]
     links = "".join(f'<a href="#{key}">{say(key)}</a>' for key, _ in shown)
     body = "".join(f'<section id="{key}"><h2>{say(key)}</h2>{html}</section>' for key, html in shown)
     title = f"{report.title} · {say('report')}"
+    tag = "zh-Hans" if lang == "zh" else "en"
     return (
-        f'<!doctype html>\n<html lang="{"zh-Hans" if lang == "zh" else "en"}"><head><meta charset="utf-8">'
+        f'<!doctype html>\n<html lang="{tag}"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
-        f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title><style>{STYLE}</style></head><body><main>'
-        f'<header id="summary">{_summary(report, say)}<nav>{links}</nav></header>{body}'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title><style>{STYLE}</style></head>'
+        f'<body><main><header id="summary">{_summary(report, say)}<nav>{links}</nav></header>{body}'
         f'<p class="soft">{say("made_by")}</p></main></body></html>\n'
     )
 
@@ -72,8 +77,14 @@ def _headline(name: str, output: Mapping[str, Any], several: bool, split: str, s
     if metric is None:
         return f'<div class="card"><div class="soft">{escape(name)}</div>{say("not_defined")}</div>'
     found, base = output["metrics"].get(metric, {}), output.get("baseline", {}).get(metric, {})
-    where = " · ".join(filter(None, [escape(name) if several and name else "", escape(say(metric)), escape(say(split))]))
-    lines = [f'<div class="soft">{where}</div>', f'<div class="big">{_value(found)}</div>', f"<div>{_interval(found)}</div>"]
+    where = " · ".join(
+        filter(None, [escape(name) if several and name else "", escape(say(metric)), escape(say(split))])
+    )
+    lines = [
+        f'<div class="soft">{where}</div>',
+        f'<div class="big">{_value(found)}</div>',
+        f"<div>{_interval(found)}</div>",
+    ]
     if _known(base.get("value")):
         lines.append(f'<div class="soft">{say("baseline_is", value=_value(base))} {_interval(base)}</div>')
         lines.append(_verdict(found, base, say))
@@ -85,7 +96,7 @@ def _verdict(found: Mapping[str, Any], base: Mapping[str, Any], say: Say) -> str
     sign = -1 if found.get("better") == "lower" else 1
     worst, best = (found.get("low"), found.get("high")) if sign > 0 else (found.get("high"), found.get("low"))
     worst, best = (x if _known(x) else found.get("value") for x in (worst, best))
-    if not _known(worst) or not _known(best):
+    if worst is None or best is None or not _known(worst) or not _known(best):
         return ""
     if sign * worst > sign * base["value"]:
         return f'<div class="good">✓ {say("better_than_baseline")}</div>'
@@ -97,13 +108,17 @@ def _gate(report: Report, say: Say) -> str:
     if not report.gate:
         return f'<div class="card"><span class="badge soft">{say("no_gate")}</span></div>'
     passed = all(g.get("passed") for g in report.gate)
-    badge = f'<span class="badge {"good" if passed else "bad"}">{say("gate_passed" if passed else "gate_failed")}</span>'
+    badge = (
+        f'<span class="badge {"good" if passed else "bad"}">{say("gate_passed" if passed else "gate_failed")}</span>'
+    )
     lines = [
         f'<div class="{"good" if g.get("passed") else "bad"}">'
         + escape(
             say(
-                "gate_line", metric=_metric_name(str(g.get("metric", "")), say),
-                value=number(float(g["value"])) if _known(g.get("value")) else "—", limit=g.get("limit", ""),
+                "gate_line",
+                metric=_metric_name(str(g.get("metric", "")), say),
+                value=number(float(g["value"])) if _known(g.get("value")) else "—",
+                limit=g.get("limit", ""),
             )
         )
         + "</div>"
@@ -169,8 +184,14 @@ def metric_bars_data(output: Mapping[str, Any]) -> dict[str, Any] | None:
         value = found.get("value")
         if _known(value) and 0 <= value <= 1 and name not in ("mse", "rmse", "mae", "log_loss"):
             items.append(
-                {"name": name, "value": value, "low": found.get("low"), "high": found.get("high"), "baseline": base.get(name, {}).get("value"),
-                 "better": found.get("better")}
+                {
+                    "name": name,
+                    "value": value,
+                    "low": found.get("low"),
+                    "high": found.get("high"),
+                    "baseline": base.get(name, {}).get("value"),
+                    "better": found.get("better"),
+                }
             )
     return {"items": items} if len(items) > 1 else None
 
@@ -178,11 +199,18 @@ def metric_bars_data(output: Mapping[str, Any]) -> dict[str, Any] | None:
 def _slices(output: Mapping[str, Any], say: Say) -> str:
     slices = sort_slices(output.get("slices") or [])
     rows = [
-        [escape(str(s["slice"])), f"{s['rows']:,}", escape(_metric_name(s["metric"], say)), _value(s), _interval(s), escape(s.get("note", ""))]
+        [
+            escape(str(s["slice"])),
+            f"{s['rows']:,}",
+            escape(_metric_name(s["metric"], say)),
+            _value(s),
+            _interval(s),
+            escape(s.get("note", "")),
+        ]
         for s in slices[:100]
     ]
     head = [say("slice"), say("rows"), say("metric"), say("value"), say("interval"), say("note")]
-    return f'<h3>{say("slices")}</h3>{_table(head, rows, numbers=(1, 3, 4), prose=(5,))}' if rows else ""
+    return f"<h3>{say('slices')}</h3>{_table(head, rows, numbers=(1, 3, 4), prose=(5,))}" if rows else ""
 
 
 def sort_slices(slices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -215,7 +243,8 @@ def _worst(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str:
         name = say("row", n=escape(_show(row["row"]))) if row.get("row") is not None else ""
         cards.append(f'<div class="card worst"><div class="soft">{name}</div><dl>{"".join(facts)}</dl></div>')
     note = f'<p class="soft">{say("too_big", n=left_out)}</p>' if left_out else ""
-    return f'<h3>{say("worst_rows")} <span class="soft">({say("worst_of", n=len(worst))})</span></h3><div class="cards">{"".join(cards)}</div>{note}'
+    title = f'<h3>{say("worst_rows")} <span class="soft">({say("worst_of", n=len(worst))})</span></h3>'
+    return f'{title}<div class="cards">{"".join(cards)}</div>{note}'
 
 
 def _data(report: Report, say: Say) -> str:
@@ -236,7 +265,7 @@ def _data(report: Report, say: Say) -> str:
     if rows:
         columns = ("file", "line", "column", "reason", "value")
         cells = [[escape(_show(r.get(c, ""))) for c in columns] for r in rows[:SET_ASIDE_SHOWN]]
-        parts.append(f'<h3>{say("set_aside")}</h3>{_table([say(c) for c in columns], cells, prose=(3,))}')
+        parts.append(f"<h3>{say('set_aside')}</h3>{_table([say(c) for c in columns], cells, prose=(3,))}")
         if count > len(cells):
             parts.append(f'<p class="soft">{say("set_aside_more", n=f"{count - len(cells):,}")}</p>')
     drawn = [
@@ -269,7 +298,9 @@ def _metric_name(path: str, say: Say) -> str:
     return ".".join([*before, say(last)])
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = (), prose: Sequence[int] = ()) -> str:
+def _table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = (), prose: Sequence[int] = ()
+) -> str:
     """A table that scrolls inside itself; columns that are empty throughout are left out. Cells are HTML."""
     rows = list(rows)
     used = [i for i in range(len(head)) if any(row[i] not in ("", "—") for row in rows)]
