@@ -1,0 +1,95 @@
+"""A small fast convolutional net: stages of 3x3 convolutions with batch normalisation, max-pooled between stages.
+
+The shape of VGG (Simonyan & Zisserman 2014, arXiv:1409.1556) with batch normalisation (Ioffe & Szegedy 2015) and, where
+a stage is deep enough, the identity shortcut of ResNet-9 (D. Page 2019, "How to train your ResNet"). Features are the
+maximum over positions, joined with the mean. The default for images: most accuracy per second on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from modelyard.kinds._contract import Part
+from modelyard.nets._pixels import ACTIVATIONS, ImageEncoder, init_convolutions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the small CNN."""
+
+    widths: tuple[int, ...] = (32, 64, 128)
+    """Channels of each stage; the height and width are halved between stages."""
+    depths: tuple[int, ...] = (1, 2, 2)
+    """Convolutions of each stage. The first one widens; the last two of a stage of three or more are residual."""
+    stem: int = 3
+    """Kernel of the first convolution, pixels."""
+    stride: int = 1
+    """Stride of the first convolution: 2 or 4 for large images."""
+    activation: Literal["relu", "gelu", "silu"] = "relu"
+    dropout: float = 0.0
+    """Share of features dropped in training, before the head."""
+
+
+ACCEPTS = ("pixels",)
+
+
+class Encoder(ImageEncoder):
+    """Images `(B, C, H, W)` to features `(B, 2 * widths[-1])`."""
+
+    def __init__(
+        self, config: Config, parts: Mapping[str, Part], *, statistics: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(parts, statistics)
+        size = min(self.height, self.rows_width)
+        layers: list[nn.Module] = []
+        channels = self.channels
+        for stage, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
+            if stage and size >= 2:
+                layers.append(nn.MaxPool2d(2))
+                size //= 2
+            plain = depth if depth < 3 else depth - 2
+            for layer in range(plain):
+                first = stage == 0 and layer == 0
+                kernel, stride = (config.stem, config.stride) if first else (3, 1)
+                layers.append(ConvNorm(channels, width, kernel, stride, config.activation))
+                size, channels = -(-size // stride), width
+            if depth >= 3:
+                layers.append(Residual(width, config.activation))
+        self.body = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(config.dropout)
+        self.width = 2 * channels
+        init_convolutions(self)
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """`features_BD`: maximum and mean over positions."""
+        maps_BCHW = self.body(images_BCHW)
+        pooled = torch.cat([maps_BCHW.amax((2, 3)), maps_BCHW.mean((2, 3))], 1)
+        return self.dropout(pooled)
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution, batch normalisation, activation; `same` padding."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, activation: str) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+            nn.BatchNorm2d(outputs),
+            ACTIVATIONS[activation](),
+        )
+
+
+class Residual(nn.Module):
+    """Two convolutions around an identity shortcut."""
+
+    def __init__(self, width: int, activation: str) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(ConvNorm(width, width, 3, 1, activation) for _ in range(2)))
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        """`x + body(x)`, same shape."""
+        return maps_BCHW + self.body(maps_BCHW)
