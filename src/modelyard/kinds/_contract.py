@@ -162,6 +162,10 @@ class Encoding(ABC):
     def encode(self, column: pl.Series, state: Any, context: Context) -> dict[str, Array]:
         """Arrays of a checked column, example axis first. May write per-example arrays into `context`."""
 
+    def head(self, state: Any) -> tuple[str, int]:
+        """(part, size) that a model must produce for a target in this encoding, e.g. `("logits", K)`."""
+        raise NotImplementedError(f"{self.name} is an input-only encoding")
+
     def decode(self, arrays: Mapping[str, np.ndarray], state: Any, context: Context) -> dict[str, pl.Series]:
         """Graph outputs back to answer columns: `""` is the answer, `scores`, `low`, `high`, `set` stand beside it."""
         raise NotImplementedError(f"{self.name} is an input-only encoding")
@@ -181,6 +185,9 @@ class Kind(ABC):
     scalar: ClassVar[bool] = False
     """True where an example is one number or id: such columns are stacked into the block `table` (see contract.md)."""
 
+    needs_value: ClassVar[bool] = False
+    """True where a missing value cannot be encoded (an image): such a row fails with a sentence."""
+
     @abstractmethod
     def check(self, column: pl.Series) -> tuple[pl.Series, list[RowError]]:
         """(canonical column with null for missing and for bad values, one RowError per bad value).
@@ -193,8 +200,14 @@ class Kind(ABC):
         """How well raw values look like this kind: 0 (cannot be) … 1 (certainly). For guessing types; says nothing of roles."""
 
     def from_json(self, values: Sequence[Any]) -> pl.Series:
-        """A raw column from decoded JSON values; `check` comes after it."""
-        return pl.Series("", list(values), strict=False)
+        """A raw column from decoded JSON values; `check` comes after it.
+
+        Mixed types stay Python objects: a lenient cast would turn `"x"` beside numbers into a silent null.
+        """
+        try:
+            return pl.Series("", list(values))
+        except (TypeError, OverflowError, pl.exceptions.PolarsError):
+            return pl.Series("", list(values), dtype=pl.Object)
 
     def to_json(self, column: pl.Series) -> list[Any]:
         """JSON values of a canonical column (null stays null)."""
@@ -209,6 +222,24 @@ class Kind(ABC):
     @abstractmethod
     def distance(self, a: pl.Series, b: pl.Series) -> np.ndarray:
         """Per-example difference of two canonical columns, 0 = same (for labels: 0 or 1)."""
+
+    def agree(
+        self, a: Mapping[str, pl.Series], b: Mapping[str, pl.Series], scale: float, tolerance: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(difference_B, ok_B, tie_B) of two answers to the same rows: `{"": answer, "scores": …}` each.
+
+        Scores may differ by `tolerance`; answers must be equal unless the two best scores lie within twice the tolerance.
+        """
+        same = self.distance(a[""], b[""]) == 0
+        if "scores" not in a:
+            return (~same).astype(np.float64), same, np.zeros(len(same), bool)
+        left, right = (x["scores"].struct.unnest().to_numpy().astype(np.float64) for x in (a, b))
+        if left.shape != right.shape:
+            return np.ones(len(same)), np.zeros(len(same), bool), np.zeros(len(same), bool)
+        difference = np.abs(left - right).max(axis=1, initial=0.0)
+        top = np.sort(left, axis=1)[:, -2:]
+        tie = ~same & (top[:, -1] - top[:, 0] < 2 * tolerance)
+        return difference, (same | tie) & (difference <= tolerance), tie
 
     @abstractmethod
     def summary(self, column: pl.Series) -> dict[str, Any]:

@@ -1,0 +1,228 @@
+"""A saved model that predicts: the one path from rows to answers, whatever supplies the graphs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from modelyard import registry
+from modelyard.errors import ParityError, Problem
+from modelyard.kinds._contract import Context, RowError, take
+from modelyard.runtime import post
+from modelyard.runtime.answers import Answers, Field, Graph, Param, Parity, Randomness, Signature, compare
+from modelyard.runtime.pipeline import Encoded, Pipeline, dense
+from modelyard.runtime.rows import may_be_absent, to_columns
+from modelyard.store import folder as store
+from modelyard.store.state import read_arrays
+
+BLOCK = 512
+"""Examples that pass through the graphs together; 512 rows of 3 × 64 × 64 pixels are 25 MB in float32."""
+
+TOLERANCE = {"float32": 1e-5}
+"""How far scores (and numbers, in training deviations) may differ between backends."""
+
+
+@dataclass
+class Model:
+    """Made by `Model.load`; immutable.
+
+    `backend` is `torch`, `onnx` or `numpy`: who supplied the graphs.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    pipeline: Pipeline
+    graphs: dict[str, Graph]
+    backend: str
+    version: str
+
+    @classmethod
+    def load(cls, folder: str | Path, backend: str | None = None, *, trust_code: bool = False, **options: Any) -> Model:
+        """Read a model folder after checking every file's hash.
+
+        `backend` chooses who runs the graphs when the folder has more than one; `trust_code` allows a user's own module to
+        be imported from its source file. Raises `ArtefactError` for damaged folders, `MissingExtra` where the backend's
+        package is absent.
+        """
+        folder = Path(folder)
+        manifest = store.read(folder)
+        arrays: dict[str, np.ndarray] = {}
+        for name in manifest["files"]:
+            if name in ("states.safetensors", "arrays.safetensors"):
+                arrays |= read_arrays(folder / name)
+        pipeline = Pipeline.unpack(manifest["pipeline"], arrays)
+        chosen = backend or manifest["model"]["backend"]
+        options |= {"trust_code": trust_code}
+        graphs = registry.load("runtime/backends", chosen).load(folder, manifest, pipeline, arrays, options)
+        return cls(folder, manifest, pipeline, graphs, chosen, store.version(folder))
+
+    @property
+    def name(self) -> str:
+        """The name given in the project."""
+        return str(self.manifest["name"])
+
+    @property
+    def tasks(self) -> dict[str, str]:
+        """Task of each output."""
+        return dict(self.manifest["tasks"])
+
+    @property
+    def frame(self) -> dict[str, Any]:
+        """Which rows make an example."""
+        return dict(self.manifest["frame"])
+
+    @property
+    def signature(self) -> Signature:
+        """Names and kinds of inputs and outputs, and the parameters of a call."""
+        inputs = [
+            Field(c.name, c.kind, not may_be_absent(c), getattr(c.state, "labels", None), c.summary)
+            for c in self.pipeline.inputs
+        ]
+        outputs = [Field(c.name, c.kind, True, getattr(c.state, "labels", None), {}) for c in self.pipeline.outputs]
+        return Signature(inputs, outputs, [Param(**p) for p in self.manifest["model"].get("params", [])])
+
+    @property
+    def examples(self) -> list[dict[str, Any]]:
+        """The stored example rows, as JSON values."""
+        return list(self._examples()["rows"])
+
+    def predict(self, rows: Any, params: Mapping[str, Any] | None = None, seed: int | None = None) -> Answers:
+        """Answers for rows of any shape: dict, list of dicts, Polars, pandas, Arrow, NumPy.
+
+        A row that cannot be used gets an error and nulls; its neighbours are unaffected. `seed` (default 0) fixes every
+        random number of programs that draw any.
+        """
+        settings = self.signature.resolve(params)
+        raw, broken = to_columns(rows, self.pipeline.inputs)
+        examples, keys, failures = self._frame(raw, broken)
+        bad = {e.row for e in failures}
+        good = np.array([i for i in range(examples.height) if i not in bad], np.int64)
+        clean = examples if len(good) == examples.height else examples[good]
+        answers: dict[str, pl.Series] = {}
+        if len(good):
+            encoded = self.pipeline.encode(clean)
+            outputs = self.run(encoded, settings, 0 if seed is None else seed, good)
+            outputs = post.apply(outputs, self.manifest.get("post", []))
+            answers = self.decode_rows(outputs, encoded.contexts)
+        columns = self._scatter(answers, good, examples.height)
+        kinds = {c.name: c.kind for c in self.pipeline.outputs}
+        table = pl.DataFrame({**keys, **columns})
+        return Answers(table, failures, examples.height, self.name, self.version, kinds)
+
+    def encode_rows(self, rows: Any) -> tuple[Encoded, list[RowError]]:
+        """Arrays by graph name for the usable rows, and the errors of the others."""
+        raw, broken = to_columns(rows, self.pipeline.inputs)
+        examples, _, failures = self._frame(raw, broken)
+        bad = {e.row for e in failures}
+        good = [i for i in range(examples.height) if i not in bad]
+        return self.pipeline.encode(examples[good]), failures
+
+    def run(
+        self,
+        encoded: Encoded,
+        params: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        index: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Graph outputs (`y.logits`, …) of encoded examples, block by block; `index` numbers them for the random generator."""
+        program = registry.load("runtime/programs", self.manifest["model"]["program"])
+        settings = self.signature.resolve(params) if params is None else params
+        blocks: list[dict[str, np.ndarray]] = []
+        for start in range(0, encoded.rows, BLOCK):
+            some = np.arange(start, min(start + BLOCK, encoded.rows))
+            batch = dense({name: take(array, some) for name, array in encoded.arrays.items()})
+            first = int(index[start]) if index is not None and len(index) else start
+            blocks.append(program.run(self.graphs, batch, settings, Randomness(seed, first)))
+        return join(blocks)
+
+    def decode_rows(self, outputs: Mapping[str, np.ndarray], contexts: Mapping[str, Context]) -> dict[str, pl.Series]:
+        """Answer columns of graph outputs."""
+        return self.pipeline.decode(outputs, contexts)
+
+    def replay(self, tolerance: float | None = None) -> Parity:
+        """Predict the stored examples again and compare; raises `ParityError` where an answer differs."""
+        stored = self._examples()
+        now = self.predict(stored["rows"], stored["params"], stored["seed"])
+        then = answers_from_json(stored["answers"], now)
+        limit = TOLERANCE["float32"] if tolerance is None else tolerance
+        parity = compare(then, now, self.pipeline.scales(), limit)
+        if not parity.ok:
+            problems = [
+                Problem(f"stored {stored['answers'][i]!r}; now {now.to_json()[i]!r}"[:400], f"example {i}")
+                for i in parity.differing[:5]
+            ]
+            message = f"{len(parity.differing)} of {parity.rows} stored examples are answered differently by {self.backend}"
+            raise ParityError(message, problems, parity)
+        return parity
+
+    def _examples(self) -> dict[str, Any]:
+        return json.loads((self.folder / "examples.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+    def _frame(
+        self, raw: pl.DataFrame, broken: list[RowError]
+    ) -> tuple[pl.DataFrame, dict[str, pl.Series], list[RowError]]:
+        """(checked examples, key columns that name them, errors by example)."""
+        return frame_rows(self.pipeline, self.frame, raw, broken)
+
+    def _scatter(self, answers: Mapping[str, pl.Series], good: np.ndarray, rows: int) -> dict[str, pl.Series]:
+        if len(good) == rows:
+            return dict(answers)
+        place = np.full(rows, -1, np.int64)
+        place[good] = np.arange(len(good))
+        index = pl.Series(place).set(pl.Series(place) < 0, None).cast(pl.UInt32)
+        if not answers:
+            return {c.name: pl.Series(c.name, [None] * rows, dtype=pl.Null) for c in self.pipeline.outputs}
+        return {name: series.gather(index) for name, series in answers.items()}
+
+
+def frame_rows(
+    pipeline: Pipeline, frame: Mapping[str, Any], raw: pl.DataFrame, broken: list[RowError]
+) -> tuple[pl.DataFrame, dict[str, pl.Series], list[RowError]]:
+    """Check rows, then make examples of them: (examples, key columns, errors by example).
+
+    With the frame `rows` an example is a row. Other frames get only whole rows; examples they make are checked again.
+    """
+    module = registry.load("data/frames", str(frame["name"]))
+    config = module.Config(**frame.get("config", {}))
+    if frame["name"] == "rows":
+        checked, errors = pipeline.check(raw)
+        bad = {e.row for e in broken}
+        errors = sorted([*broken, *(e for e in errors if e.row not in bad)], key=lambda e: e.row)
+        return checked, {}, errors
+    examples, _ = module.examples(raw, config, training=False)
+    names = {c.name for c in pipeline.inputs}
+    keys = {c: examples[c] for c in examples.columns if c not in names}
+    checked, errors = pipeline.check(examples)
+    return checked, keys, errors
+
+
+def join(blocks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Blocks of outputs one after the other; a variable axis is padded with zeros to the longest block."""
+    if len(blocks) == 1:
+        return blocks[0]
+    out = {}
+    for name in blocks[0]:
+        arrays = [b[name] for b in blocks]
+        if arrays[0].ndim > 1 and len({a.shape[1] for a in arrays}) > 1:
+            width = max(a.shape[1] for a in arrays)
+            rest = [(0, 0)] * (arrays[0].ndim - 2)
+            arrays = [np.pad(a, [(0, 0), (0, width - a.shape[1]), *rest]) for a in arrays]
+        out[name] = np.concatenate(arrays)
+    return out
+
+
+def answers_from_json(stored: Sequence[Mapping[str, Any]], like: Answers) -> Answers:
+    """Stored JSON answers in the columns of `like`, for comparing."""
+    failed = [i for i, a in enumerate(stored) if "error" in a and "error" not in like.kinds]
+    columns = {}
+    for name, series in zip(like.columns.columns, like.columns.get_columns(), strict=True):
+        values = [None if i in set(failed) else a.get(name) for i, a in enumerate(stored)]
+        columns[name] = pl.Series(name, values, dtype=series.dtype, strict=False)
+    errors = [RowError(i, stored[i]["error"]["column"], stored[i]["error"]["reason"]) for i in failed]
+    return Answers(pl.DataFrame(columns), errors, len(stored), like.model, "stored", like.kinds)

@@ -1,0 +1,114 @@
+"""A model folder: written aside, hashed, then renamed; read only after every core file matched its hash.
+
+`manifest.json` lists sha256 and size of every core file. `version` is the first twelve digits of the manifest's own
+sha256, so a changed byte anywhere is another version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from modelyard.errors import ArtefactError, Problem
+
+FORMAT = 1
+"""Raised when a reader of the old format could give a wrong answer."""
+
+MANIFEST = "manifest.json"
+
+MANIFEST_LIMIT = 512 * 2**20
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write(folder: Path, manifest: dict[str, Any], fill: Callable[[Path], None]) -> Path:
+    """Make `folder` with what `fill` writes and a manifest that hashes it; it appears whole or not at all.
+
+    An existing folder is never overwritten.
+    """
+    if folder.exists():
+        raise ArtefactError(f"{folder} exists already and nothing is ever overwritten; choose another name")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        fill(aside)
+        files = {}
+        for path in sorted(p for p in aside.rglob("*") if p.is_file()):
+            _sync(path)
+            files[path.relative_to(aside).as_posix()] = {"sha256": sha256(path), "size": path.stat().st_size}
+        body = {"format": FORMAT, **manifest, "files": files}
+        target = aside / MANIFEST
+        target.write_text(json.dumps(body, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        _sync(target)
+        _sync(aside)
+        os.rename(aside, folder)
+        _sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return folder
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of a model folder whose files all match it.
+
+    Raises `ArtefactError` naming every file that is missing, altered or not listed, and folders of a newer format.
+    """
+    manifest = read_manifest(folder)
+    problems = []
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink():
+            problems.append(Problem("lies outside the folder or is a link", name))
+        elif not path.is_file():
+            problems.append(Problem("is missing", name))
+        elif path.stat().st_size != entry["size"] or sha256(path) != entry["sha256"]:
+            problems.append(Problem("is not the file that was saved (its hash differs)", name))
+    if problems:
+        raise ArtefactError(f"{folder} is damaged or was altered; use a copy that is whole", problems)
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest alone, its form checked but not the files it names."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtefactError(f"{folder} is not a model folder: it has no {MANIFEST}")
+    if path.stat().st_size > MANIFEST_LIMIT:
+        raise ArtefactError(f"{path} is larger than {MANIFEST_LIMIT} bytes")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["format"]
+        files = manifest["files"]
+        well_formed = all(isinstance(e["size"], int) and isinstance(e["sha256"], str) for e in files.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ArtefactError(f"{path} is damaged: {error!r}") from None
+    if not isinstance(version, int) or not 1 <= version <= FORMAT or not well_formed:
+        raise ArtefactError(f"{path} has the format {version!r}; this version reads up to {FORMAT}: upgrade Modelyard")
+    return manifest  # type: ignore[no-any-return]
+
+
+def version(folder: Path) -> str:
+    """Twelve hex digits that name this very model."""
+    return sha256(folder / MANIFEST)[:12]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
