@@ -322,9 +322,9 @@ class Image(Kind):
         if not sample:
             return 0.0
         if column.dtype == pl.Binary:
-            return sum(value.startswith(MAGIC) for value in sample) / len(sample)
+            return float(np.mean([value.startswith(MAGIC) for value in sample]))
         if column.dtype == pl.String:
-            return sum(_looks_like_picture(value) for value in sample) / len(sample)
+            return float(np.mean([_looks_like_picture(value) for value in sample]))
         return 0.0
 
     def from_json(self, values: Sequence[Any]) -> pl.Series:

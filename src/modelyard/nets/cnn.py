@@ -69,7 +69,8 @@ class Encoder(ImageEncoder):
         """`features_BD`: maximum and mean over positions."""
         maps_BCHW = self.body(images_BCHW)
         pooled = torch.cat([maps_BCHW.amax((2, 3)), maps_BCHW.mean((2, 3))], 1)
-        return self.dropout(pooled)
+        features_BD: Tensor = self.dropout(pooled)
+        return features_BD
 
 
 class ConvNorm(nn.Sequential):
@@ -92,4 +93,5 @@ class Residual(nn.Module):
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
         """`x + body(x)`, same shape."""
-        return maps_BCHW + self.body(maps_BCHW)
+        out_BCHW: Tensor = maps_BCHW + self.body(maps_BCHW)
+        return out_BCHW
