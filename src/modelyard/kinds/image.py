@@ -256,6 +256,7 @@ class Image(Kind):
 
     name = "image"
     encodings: ClassVar[dict[str, Encoding]] = {"pixels": Pixels()}
+    needs_value: ClassVar[bool] = True
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
@@ -383,13 +384,18 @@ class Image(Kind):
 def read_below(folder: Path, name: str) -> bytes:
     """The bytes of a file below `folder`. Links and `..` that lead outside are refused."""
     base = folder.resolve()
-    path = (base / name).resolve()
-    if not path.is_relative_to(base):
+    try:
+        path = (base / name).resolve()
+        inside, there = path.is_relative_to(base), path.is_file()
+        size = path.stat().st_size if inside and there else 0
+    except (OSError, ValueError):  # a name too long for the system, a null byte, a loop of links
+        raise BadPicture("this cannot be the name of a file") from None
+    if not inside:
         raise BadPicture(f"the path leaves the data folder {folder.name!r}; pictures must lie below it")
-    if not path.is_file():
+    if not there:
         raise BadPicture(f"no such file below {folder.name!r}; paths are relative to the data file")
-    if path.stat().st_size > MAX_BYTES:
-        raise BadPicture(f"the file has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read. Shrink it first")
+    if size > MAX_BYTES:
+        raise BadPicture(f"the file has {size:,} bytes; at most {MAX_BYTES:,} are read. Shrink it first")
     return path.read_bytes()
 
 
