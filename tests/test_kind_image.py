@@ -20,7 +20,7 @@ from modelyard.kinds._contract import Part
 from modelyard.kinds._picture import MAX_PIXELS, decode
 from modelyard.kinds.image import KIND, Image, PixelsConfig, common_size
 
-PIXELS = Image.encodings["pixels"]
+PIXELS: Any = Image.encodings["pixels"]
 
 
 def picture(height: int = 20, width: int = 30, mode: str = "RGB", seed: int = 0) -> Pillow.Image:
@@ -62,7 +62,7 @@ def slow_pixels(values: list[Any], height: int, width: int, channels: int) -> np
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("count", [5, 80])  # 64 pictures and more go through threads
-def test_encode_equals_a_slow_loop(channels: int, count: int) -> None:
+def test_encode_equals_a_slow_loop(channels: Any, count: int) -> None:
     files = [save(picture(8 + i % 7, 9 + i % 5, "L" if i % 3 else "RGB", i)) for i in range(count)]
     column, errors = KIND.check(pl.Series("x", files))
     state = PIXELS.fit(column, PixelsConfig(size=(10, 12), channels=channels))
@@ -106,7 +106,7 @@ def test_mean_and_deviation_are_those_of_numpy_and_merge_exactly() -> None:
 def test_automatic_size_is_the_median_within_the_cap(shapes: list[tuple[int, int]], largest: int) -> None:
     counts = {f"{h}x{w}": shapes.count((h, w)) for h, w in shapes}
     height, width = common_size(counts, largest)
-    assert 1 <= min(height, width) and max(height, width) <= largest
+    assert min(height, width) >= 1 and max(height, width) <= largest
     heights, widths = (sorted(axis) for axis in zip(*shapes, strict=True))
     middle = (len(shapes) - 1) // 2
     if max(heights[middle], widths[middle]) <= largest:
@@ -258,7 +258,8 @@ def test_fit_rules_keep_or_change_the_aspect_ratio() -> None:
 
     def encoded(fit: Any) -> np.ndarray:
         config = PixelsConfig(size=4, fit=fit, resize="nearest")
-        return np.asarray(PIXELS.encode(column, PIXELS.fit(column, config), {})["pixels"])[0, 0]
+        pixels: np.ndarray = PIXELS.encode(column, PIXELS.fit(column, config), {})["pixels"]
+        return pixels[0, 0]
 
     assert encoded("squash")[0].tolist() == [10, 200, 200, 200]
     assert encoded("crop")[0].tolist() == [200, 200, 200, 200]  # the dark quarter is cut off

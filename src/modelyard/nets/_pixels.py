@@ -24,7 +24,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, parts: Mapping[str, Part], statistics: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        self.channels, self.height, self.rows_width = image_shape(parts)
+        self.channels, self.height, self.breadth = image_shape(parts)
         mean, std = normalisation(self.channels, statistics)
         self.register_buffer("mean", mean.view(1, -1, 1, 1))
         self.register_buffer("std", std.view(1, -1, 1, 1))
@@ -78,4 +78,4 @@ def init_convolutions(module: nn.Module) -> None:
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6, "gelu": nn.GELU, "silu": nn.SiLU}
