@@ -259,7 +259,7 @@ def test_fit_rules_keep_or_change_the_aspect_ratio() -> None:
     def encoded(fit: Any) -> np.ndarray:
         config = PixelsConfig(size=4, fit=fit, resize="nearest")
         pixels: np.ndarray = PIXELS.encode(column, PIXELS.fit(column, config), {})["pixels"]
-        return pixels[0, 0]
+        return np.asarray(pixels[0, 0])
 
     assert encoded("squash")[0].tolist() == [10, 200, 200, 200]
     assert encoded("crop")[0].tolist() == [200, 200, 200, 200]  # the dark quarter is cut off

@@ -7,6 +7,7 @@ Convolutions run channels-last: on CPUs 1.2 to 1.5 times the speed of NCHW, forw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,7 +75,9 @@ def init_convolutions(module: nn.Module) -> None:
     """He initialisation, fan-out (He 2015, "Delving Deep into Rectifiers", eq. 14), channels-last weights."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            # of a group's own outputs: counting all C outputs of a depthwise layer starts it C**0.5 times too small
+            fan_out = layer.weight.shape[0] // layer.groups * layer.weight[0, 0].numel()
+            nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out))
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -54,6 +54,7 @@ TRAIN: dict[str, object] = {
     "batch": 128,
     "optimiser": "adamw",
     "lr": 0.004,
+    "betas": (0.9, 0.99),
     "weight_decay": 0.05,
     "schedule": "one-cycle",
     "warmup": 0.2,
