@@ -1,8 +1,8 @@
 """MNIST and the CIFAR-10 subset from raw files to test accuracy: kind, encoding, recipe, augmentation and net.
 
-    python benchmarks/vision.py mnist            # official split: at least 99.5 % within 5 minutes on 2 cores
-    python benchmarks/vision.py cifar10 --seeds 3 # 20,000 training images: at least 75 % within 10 minutes, goal 80 %
-    python benchmarks/vision.py mnist --held-out  # the split that recipes are chosen on; the test set is not read
+    python benchmarks/vision.py mnist              # official split: at least 99.5 % within 5 minutes on 2 cores
+    python benchmarks/vision.py cifar10 --seeds 3  # 20,000 images: at least 75 % within 10 minutes
+    python benchmarks/vision.py mnist --held-out   # the split that recipes are chosen on, without test images
 
 The floor is printed first: the arithmetic of all convolutions, forward and backward, at 45 GFLOP/s, which two cores with
 AVX2 reach. Times are wall and CPU seconds; CPU seconds / cores is what an idle machine takes. The training loop here is
@@ -78,7 +78,7 @@ def training_flops(net: nn.Module, images: Tensor) -> float:
     """Floating-point operations of one image, forward and backward (3 times forward), counted by PyTorch."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net.eval()({"pixels": images[:2]})
-    return 3 * counter.get_total_flops() / 2
+    return 3.0 * float(counter.get_total_flops()) / 2
 
 
 def rate(done: float, warmup: float) -> float:
@@ -120,7 +120,7 @@ def train(net: nn.Module, images: Tensor, labels: Tensor, settings: dict[str, An
 def correct(net: nn.Module, images: Tensor, labels: Tensor) -> int:
     """How many are right."""
     net.eval()
-    answers = torch.cat([net({"pixels": block}).argmax(1) for block in images.split(500)])
+    answers = torch.cat([net({"pixels": block}).argmax(1) for block in torch.split(images, 500)])
     return int((answers == labels).sum())
 
 
@@ -149,10 +149,11 @@ def run(data: str, family: str, seed: int, held_out: bool, threads: int) -> None
         torch.from_numpy(np.array(encoding.encode(column, state, {})["pixels"], copy=True)) for column, _ in checked
     )
     y, y_test = torch.from_numpy(columns[1]), torch.from_numpy(columns[3])
-    config, settings = cnn.recipe(encoding.parts(state), len(x))
     module = FAMILIES[family]
-    if module is not cnn:
-        config, settings = module.Config(), module.TRAIN
+    settings: dict[str, Any] = module.TRAIN
+    config: Any = module.Config()
+    if module is cnn:
+        config, settings = cnn.recipe(encoding.parts(state), len(x))
     encoder = module.Encoder(config, encoding.parts(state), statistics=encoding.statistics(state))
     net = nn.Sequential(encoder, nn.Linear(encoder.width, int(y.max()) + 1))
     flops = training_flops(net, x) * settings["epochs"] * len(x)

@@ -23,9 +23,9 @@ from modelyard.nets._pixels import ACTIVATIONS, ImageEncoder, image_shape, init_
 class Config:
     """Settings of the small CNN."""
 
-    widths: tuple[int, ...] = (32, 64, 128)
+    widths: tuple[int, ...] = (32, 64, 128, 256)
     """Channels of each stage; the height and width are halved between stages."""
-    depths: tuple[int, ...] = (1, 2, 2)
+    depths: tuple[int, ...] = (1, 1, 1, 1)
     """Convolutions of each stage. The first one widens; the last two of a stage of three or more are residual."""
     stem: int = 3
     """Kernel of the first convolution, pixels."""
@@ -66,7 +66,7 @@ def recipe(parts: Mapping[str, Part], rows: int) -> tuple[Config, dict[str, obje
     first = 24 if channels == 1 else 32
     config = Config(
         widths=tuple(first * 2**stage for stage in range(stages)),
-        depths=(1,) * (stages - 1) + ((2,) if stages < 4 else (1,)),
+        depths=(1,) * stages,
         stem=2 * stride + 1 if stride > 1 else 3,
         stride=stride,
     )
