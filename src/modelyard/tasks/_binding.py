@@ -138,10 +138,10 @@ def columns(
     for name, options in wanted.items():
         named = options.get("task") or task
         chosen, allowed = task_named(named) if named else (None, None)
-        kind = options.get("kind") or _target_kind(frame[name], chosen, guesses[name].kind)
+        kind = options.get("kind") or _target_kind(frame[name], chosen, guessing.target_kind(frame[name]).kind)
         if chosen is None:
             chosen = task_for(kind)
-            notes.append(f"{name}: taken as {kind}, so the task is {chosen.name} ({guesses[name].why})")
+            notes.append(f"{name}: taken as {kind}, so the task is {chosen.name} ({guessing.target_kind(frame[name]).why})")
         outputs.append(_output(name, kind, chosen))
         tasks[name] = chosen
     if not wanted:
