@@ -4,8 +4,8 @@
     python benchmarks/vision.py cifar10 --seeds 3  # 20,000 images: at least 75 % within 10 minutes
     python benchmarks/vision.py mnist --held-out   # the split that recipes are chosen on, without test images
 
-The floor is printed first: the arithmetic of all convolutions, forward and backward, at 45 GFLOP/s, which two cores with
-AVX2 reach. Times are wall and CPU seconds; CPU seconds / cores is what an idle machine takes. The training loop here is
+The floor is printed first: the arithmetic of all convolutions, forward and backward, at 45 GFLOP/s (two cores with
+AVX2). Times are wall and CPU seconds; CPU seconds / cores is what an idle machine takes. The training loop here is
 written out by hand, so that it also says what Modelyard's own loop costs in comparison.
 """
 
