@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image as Pillow
 from torch import Tensor, nn
 
 from modelyard.errors import Unsupported
@@ -279,3 +280,20 @@ def test_augment_with_mixing_returns_what_it_did() -> None:
     for channels in (1, 3):
         plain, none = augment(pixels(4, (channels, 8, 8)), ops.standard(channels), draws(4))
         assert none is None and plain.shape == (4, channels, 8, 8) and plain.min() >= 0 and plain.max() <= 255
+
+
+def test_progressive_sizes_are_those_of_pillow() -> None:
+    images = pixels(3, (3, 32, 20))
+    small = ops.progressive(images, 0.1, ((0.3, 0.5), (0.6, 0.75)))
+    assert small.shape == (3, 3, 16, 10) and ops.progressive(images, 0.3, ((0.3, 0.5), (0.6, 0.75))).shape == (
+        3,
+        3,
+        24,
+        15,
+    )
+    assert (
+        ops.progressive(images, 0.6, ((0.3, 0.5), (0.6, 0.75))) is images and ops.progressive(images, 0, ()) is images
+    )
+    for image, out in zip(images, small, strict=True):
+        pillow = Pillow.fromarray(image.permute(1, 2, 0).numpy()).resize((10, 16), Pillow.Resampling.BILINEAR)
+        assert np.abs(np.asarray(pillow).transpose(2, 0, 1) - out.numpy()).max() < 1.01  # Pillow rounds twice

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from modelyard.kinds._contract import Part
 from modelyard.nets._pixels import ACTIVATIONS, ImageEncoder, image_shape, init_convolutions
@@ -48,6 +49,7 @@ TRAIN: dict[str, object] = {
     "warmup": 0.2,
     "label_smoothing": 0.1,
     "augment": "standard",
+    "progressive": ((0.5, 0.75),),
 }
 IMAGES = 280_000
 """Images that training looks at in all, whatever their number: 14 epochs of 20,000, found on the CIFAR-10 subset."""
@@ -71,7 +73,8 @@ def recipe(parts: Mapping[str, Part], rows: int) -> tuple[Config, dict[str, obje
         stride=stride,
     )
     epochs = min(60, max(4, round(IMAGES / max(1, rows))))
-    return config, {**TRAIN, "epochs": epochs, **({"lr": 0.002, "label_smoothing": 0.05} if channels == 1 else {})}
+    grey = {"lr": 0.002, "label_smoothing": 0.05, "progressive": ()}
+    return config, {**TRAIN, "epochs": epochs, **(grey if channels == 1 else {})}
 
 
 class Encoder(ImageEncoder):
@@ -81,19 +84,17 @@ class Encoder(ImageEncoder):
         self, config: Config, parts: Mapping[str, Part], *, statistics: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(parts, statistics)
-        size = min(self.height, self.breadth)
         layers: list[nn.Module] = []
         channels = self.channels
         for stage, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
-            if stage and size >= 2:
-                layers.append(nn.MaxPool2d(2))
-                size //= 2
+            if stage:
+                layers.append(Halve())
             plain = depth if depth < 3 else depth - 2
             for layer in range(plain):
                 first = stage == 0 and layer == 0
                 kernel, stride = (config.stem, config.stride) if first else (3, 1)
                 layers.append(ConvNorm(channels, width, kernel, stride, config.activation))
-                size, channels = -(-size // stride), width
+                channels = width
             if depth >= 3:
                 layers.append(Residual(width, config.activation))
         self.body = nn.Sequential(*layers)
@@ -107,6 +108,14 @@ class Encoder(ImageEncoder):
         pooled = torch.cat([maps_BCHW.amax((2, 3)), maps_BCHW.mean((2, 3))], 1)
         features_BD: Tensor = self.dropout(pooled)
         return features_BD
+
+
+class Halve(nn.Module):
+    """Maximum of each 2x2 positions; a map that is one position wide or high stays as it is."""
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        """`(B, C, H // 2, W // 2)`."""
+        return maps_BCHW if min(maps_BCHW.shape[2:]) < 2 else functional.max_pool2d(maps_BCHW, 2)
 
 
 class ConvNorm(nn.Sequential):

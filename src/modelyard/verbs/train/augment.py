@@ -1,4 +1,4 @@
-"""Augmentation of whole encoded image batches: shifts, flips, cut-outs, small affine maps, mix-up and cut-mix.
+"""Augmentation of whole encoded image batches: shifts, flips, cut-outs, affine maps, mix-up, cut-mix and growing size.
 
 Every operation is a pure function of a batch `(B, C, H, W)` (uint8, or float 0..255) and of numbers drawn for it; there
 is no Python loop over examples. The numbers come from a counter-based generator: those of an example are a function of
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -134,6 +134,21 @@ def augment(images_BCHW: Tensor, config: AugmentConfig, draws: Draws) -> tuple[T
         return mixup(images_BCHW, partner_B, beta(generator, config.mixup, len(images_BCHW)))
     corners = torch.from_numpy(generator.random((len(images_BCHW), 2), np.float32))
     return cutmix(images_BCHW, partner_B, beta(generator, config.cutmix, len(images_BCHW)), corners)
+
+
+def progressive(images_BCHW: Tensor, done: float, schedule: Sequence[tuple[float, float]]) -> Tensor:
+    """The batch at the size that belongs to the share `done` of all training steps; float32 where it was resized.
+
+    `schedule` is (until, share of height and width) in order: `((0.5, 0.75),)` trains at three quarters of the size for
+    the first half, at 0.56 of the cost, then at full size (Tan & Le 2021, "EfficientNetV2", section 4.2; J. Howard
+    2018 in fast.ai's DAWNBench entry). Only for nets that take any size; called after `augment`.
+    """
+    share = next((size for until, size in schedule if done < until), 1.0)
+    height, width = images_BCHW.shape[2:]
+    size = (max(1, round(height * share)), max(1, round(width * share)))
+    if size == (height, width):
+        return images_BCHW
+    return functional.interpolate(images_BCHW.float(), size=size, mode="bilinear", antialias=True)
 
 
 def beta(generator: np.random.Generator, alpha: float, count: int) -> Tensor:
