@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import struct
 import zlib
@@ -99,6 +100,29 @@ def test_mean_and_deviation_are_those_of_numpy_and_merge_exactly() -> None:
     np.testing.assert_allclose(whole.std, arrays.std((0, 1, 2)) / 255, rtol=1e-9)
     a, b = (PIXELS.update(PIXELS.start(PixelsConfig()), part) for part in (column[:7], column[7:]))
     assert PIXELS.finish(PIXELS.merge(b, a)) == whole
+
+
+def test_statistics_of_files_come_from_the_same_sample_in_any_order() -> None:
+    files = [save(picture(5, 6, "RGB" if i % 2 else "L", i)) for i in range(60)]
+    config = PixelsConfig(statistics_from=8)
+    smallest = sorted(files, key=lambda data: hashlib.blake2b(data, digest_size=8).digest())[:8]
+    pixels = np.concatenate([np.array(decode(data).convert("RGB")).reshape(-1, 3) for data in smallest]) / 255.0
+    for order in (files, files[::-1], files + files):
+        column = pl.Series("x", order)
+        a, b = (PIXELS.update(PIXELS.start(config), part) for part in (column[:17], column[17:]))
+        for state in (PIXELS.fit(column, config), PIXELS.finish(PIXELS.merge(b, a))):
+            np.testing.assert_allclose(state.mean, pixels.mean(0), rtol=1e-12)
+            np.testing.assert_allclose(state.std, pixels.std(0), rtol=1e-9)
+            assert state.channels == 3 and not state.sample
+
+
+def test_a_column_without_rows_or_without_pictures_passes_through() -> None:
+    for column in (pl.Series("x", np.zeros((3, 4, 5), np.uint8)), pl.Series("x", [GOOD, None])):
+        state = PIXELS.fit(column)
+        assert PIXELS.encode(column[:0], state, {})["pixels"].shape == (0, *PIXELS.parts(state)["pixels"].shape)
+        assert KIND.check(column[:0])[0].len() == 0
+    nothing, errors = KIND.check(pl.Series("x", [None, None]))
+    assert errors == [] and nothing.dtype == pl.Binary and PIXELS.fit(nothing).mean == [0.5]
 
 
 @given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=30), st.integers(8, 128))
