@@ -110,6 +110,7 @@ class Fit:
         self.kept: dict[str, torch.Tensor] | None = None
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
+        self.running = torch.zeros(2, dtype=torch.float64)
         # bf16 pays only where it is computed natively: AVX2 CPUs emulate it
         native = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and native)
@@ -221,11 +222,10 @@ class Fit:
         while not stopped and self.step < self.steps:
             epoch = self.step // self.train.steps
             self.network.train()
-            values, units = [], []
+            if self.step % self.train.steps == 0:
+                self.running = torch.zeros(2, dtype=torch.float64)
             for batch in self.train.epoch(epoch, self.step % self.train.steps):
-                value, unit = self.update(batch, epoch)
-                values.append(value)
-                units.append(unit)
+                self.running += torch.stack(self.update(batch, epoch)).double().cpu()
                 if progress is not None and (self.step % 10 == 0 or self.step == self.steps):
                     progress(self.step, self.steps, "")
                 due = folder is not None and time.monotonic() - saved > self.config.checkpoint_every
@@ -242,17 +242,15 @@ class Fit:
             if stopped:
                 break
             self.seconds = time.monotonic() - began
-            stopped = self._end_of_epoch(epoch, values, units, events)
+            stopped = self._end_of_epoch(epoch, events)
             if folder is not None and (stopped or self.step >= self.steps):
                 self._save(folder)
         finished = stopped or ("budget" if self.config.budget and self.steps < self.train.steps * int(self.config.epochs or 1) else "epochs")
         self._install()
         return Result(self.step, len(self.history), finished, self.best_epoch, time.monotonic() - began, self.steps)
 
-    def _end_of_epoch(
-        self, epoch: int, values: list[torch.Tensor], units: list[torch.Tensor], events: Callable[[dict[str, Any]], None]
-    ) -> str:
-        loss = float(torch.stack(values).sum() / torch.stack(units).sum().clamp_min(1e-12)) if values else math.nan
+    def _end_of_epoch(self, epoch: int, events: Callable[[dict[str, Any]], None]) -> str:
+        loss = float(self.running[0] / self.running[1].clamp_min(1e-12))
         entry: dict[str, Any] = {
             "event": "epoch", "epoch": epoch + 1, "step": self.step, "loss": loss, "lr": self.optimiser.param_groups[0]["lr"],
             "seconds": round(self.seconds, 3),
@@ -347,7 +345,7 @@ class Fit:
         meta = {
             "steps": self.steps, "best": None if math.isinf(self.best) else self.best, "best_epoch": self.best_epoch,
             "stale": self.stale, "plateau": self.plateau, "history": self.history, "seconds": self.seconds, "optimiser": plain,
-            "batch": self.train.batch, "epoch_steps": self.train.steps, "threads": torch.get_num_threads(),
+            "batch": self.train.batch, "epoch_steps": self.train.steps, "threads": torch.get_num_threads(), "running": self.running.tolist(),
         }  # fmt: skip
         checkpoint.save(folder, self.step, arrays, meta)
 
@@ -375,6 +373,7 @@ class Fit:
         self.best = math.inf if meta["best"] is None else meta["best"]
         self.best_epoch, self.stale, self.plateau = meta["best_epoch"], meta["stale"], meta["plateau"]
         self.history, self.seconds = meta["history"], meta["seconds"]
+        self.running = torch.tensor(meta["running"], dtype=torch.float64)
         if meta["threads"] != torch.get_num_threads():
             torch.set_num_threads(meta["threads"])  # the order of sums depends on it
         events({"event": "resume", "step": self.step, "notes": notes})
