@@ -18,8 +18,6 @@ import os
 import sys
 import time
 import zipfile
-from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modelyard.kinds.image import KIND, PixelsConfig
 from modelyard.nets import cnn, light, resnet
-from modelyard.verbs.train.augment import Draws, augment, progressive, standard
+from modelyard.verbs.train.augment import ImageAugment, read
 
 SHARED = (
     Path(os.environ.get("MODELYARD_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "image_classification"
@@ -83,12 +81,6 @@ def training_flops(net: nn.Module, images: Tensor) -> float:
     return 3.0 * float(counter.get_total_flops()) / 2
 
 
-def mean_area(schedule: Sequence[tuple[float, float]]) -> float:
-    """Mean share of the pixels over training, of a schedule of (until, share of the side)."""
-    ends = [(0.0, 1.0), *schedule, (1.0, 1.0)]
-    return sum((until - before) * side**2 for (before, _), (until, side) in pairwise(ends))
-
-
 def rate(done: float, warmup: float) -> float:
     """One cycle: from a tenth up to 1 in the share `warmup` of all steps, then straight down to 0."""
     return 0.1 + 0.9 * done / warmup if done < warmup else (1 - done) / (1 - warmup)
@@ -100,8 +92,8 @@ def train(net: nn.Module, images: Tensor, labels: Tensor, settings: dict[str, An
     matrices = [p for p in net.parameters() if p.ndim > 1]
     others = [p for p in net.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": settings["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=settings["lr"], betas=settings["betas"], fused=True)
-    looks = standard(images.shape[1])
+    optimiser = torch.optim.AdamW(groups, lr=settings["lr"], betas=(0.9, 0.99), fused=True)
+    hook = ImageAugment({"image": read("standard", images.shape[1])}, ["image.pixels"], seed, epochs)
     steps, step = epochs * math.ceil(len(images) / batch), 0
     net.train()
     for epoch in range(epochs):
@@ -110,12 +102,11 @@ def train(net: nn.Module, images: Tensor, labels: Tensor, settings: dict[str, An
         for begin in range(0, len(order), batch):
             ids = order[begin : begin + batch]
             picked = torch.from_numpy(ids)
-            pixels, _ = augment(images[picked], looks, Draws(seed, epoch, ids))
-            pixels = progressive(pixels, step / steps, settings.get("progressive", ()))
+            inputs, _ = hook({"image.pixels": images[picked]}, ids, epoch)
             for group in optimiser.param_groups:
                 group["lr"] = settings["lr"] * rate(step / steps, settings["warmup"])
             loss = functional.cross_entropy(
-                net({"pixels": pixels}), labels[picked], label_smoothing=settings["label_smoothing"]
+                net({"pixels": inputs["image.pixels"]}), labels[picked], label_smoothing=settings["label_smoothing"]
             )
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -163,9 +154,11 @@ def run(data: str, family: str, seed: int, held_out: bool, threads: int) -> None
     config: Any = module.Config()
     if module is cnn:
         config, settings = cnn.recipe(encoding.parts(state), len(x))
-    encoder = module.Encoder(config, encoding.parts(state), statistics=encoding.statistics(state))
+    encoder = module.Encoder(config, encoding.parts(state), statistics=state.statistics())
     net = nn.Sequential(encoder, nn.Linear(encoder.width, int(y.max()) + 1))
-    flops = training_flops(net, x) * settings["epochs"] * len(x) * mean_area(settings.get("progressive", ()))
+    flops = training_flops(net, x) * settings["epochs"] * len(x)
+    small = settings["epochs"] // 2 / settings["epochs"]  # the share of epochs at a lower resolution
+    flops *= 1 - small * (1 - read("standard", x.shape[1]).progressive ** 2)
     print(f"{data} {family} {config}\n  {settings}")
     print(f"  floor: {flops / 1e12:.1f} TFLOP = {flops / GFLOPS / 1e9:.0f} s at {GFLOPS} GFLOP/s", flush=True)
     prepared, used = time.perf_counter() - wall, time.process_time() - cpu

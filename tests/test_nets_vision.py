@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor, nn
 
-from modelyard.errors import Unsupported
+from modelyard import settings
+from modelyard.errors import ConfigError, Problem, Unsupported
 from modelyard.kinds._contract import Part
 from modelyard.nets import cnn, light, resnet
 from modelyard.nets._pixels import ImageEncoder
 from modelyard.verbs.train import augment as ops
 from modelyard.verbs.train.augment import AugmentConfig, Draws, Mix, augment
+from modelyard.verbs.train.config import TrainConfig
 
 CASES: list[tuple[Any, dict[str, Any], tuple[int, int, int]]] = [
     (cnn, {}, (3, 32, 32)),
@@ -149,6 +152,17 @@ def test_the_recipe_fits_every_image_and_any_number_of_rows(shape: Any, rows: in
     with torch.no_grad():
         assert net({"pixels": pixels(2, shape)}).shape == (2, net.width)
     assert 4 <= train["epochs"] <= 60 and set(train) == set(cnn.TRAIN)  # type: ignore[operator]
+    assert set(train) <= {field.name for field in fields(TrainConfig)}
+
+
+def test_a_wrong_net_section_names_every_mistake() -> None:
+    problems: list[Problem] = []
+    assert settings.parse(cnn.Config, {"widths": [8, 0], "dropout": 2, "width": 3}, "model", problems) is None
+    assert len(problems) == 3
+    for wrong in ({"widths": [8, 8], "depths": [1]}, {"stem": 4}):
+        problems = []
+        assert settings.parse(cnn.Config, wrong, "model", problems) is None and len(problems) == 1
+    assert settings.parse(cnn.Config, {"widths": [8, 16]}, "model", []) == cnn.Config(widths=(8, 16))
 
 
 @pytest.mark.parametrize("family", ["cnn", "resnet", "light"])
@@ -284,16 +298,41 @@ def test_augment_with_mixing_returns_what_it_did() -> None:
 
 def test_progressive_sizes_are_those_of_pillow() -> None:
     images = pixels(3, (3, 32, 20))
-    small = ops.progressive(images, 0.1, ((0.3, 0.5), (0.6, 0.75)))
-    assert small.shape == (3, 3, 16, 10) and ops.progressive(images, 0.3, ((0.3, 0.5), (0.6, 0.75))).shape == (
-        3,
-        3,
-        24,
-        15,
-    )
-    assert (
-        ops.progressive(images, 0.6, ((0.3, 0.5), (0.6, 0.75))) is images and ops.progressive(images, 0, ()) is images
-    )
+    small = ops.progressive(images, 0.75)
+    assert small.shape == (3, 3, 24, 15) and ops.progressive(images, 1.0) is images
     for image, out in zip(images, small, strict=True):
-        pillow = Pillow.fromarray(image.permute(1, 2, 0).numpy()).resize((10, 16), Pillow.Resampling.BILINEAR)
+        pillow = Pillow.fromarray(image.permute(1, 2, 0).numpy()).resize((15, 24), Pillow.Resampling.BILINEAR)
         assert np.abs(np.asarray(pillow).transpose(2, 0, 1) - out.numpy()).max() < 1.01  # Pillow rounds twice
+
+
+def test_the_hook_of_the_loop_touches_image_columns_only() -> None:
+    inputs = {
+        "a.pixels": pixels(6, (3, 16, 16)),
+        "b.pixels": pixels(6, (3, 16, 16)),
+        "table.numbers": torch.randn(6, 2),
+    }
+    config = AugmentConfig(flip=True, crop=0.2, progressive=0.5)
+    hook = ops.ImageAugment({"a": config, "b": config}, inputs, seed=1, epochs=4)
+    ids = np.arange(6)
+    early, mix = hook(inputs, ids, 1)
+    late, _ = hook(inputs, ids, 2)
+    assert mix is None and early["a.pixels"].shape[2:] == (8, 8) and late["a.pixels"].shape[2:] == (16, 16)
+    assert early["table.numbers"] is inputs["table.numbers"] and not torch.equal(late["a.pixels"], inputs["a.pixels"])
+    same = {"a.pixels": inputs["a.pixels"], "b.pixels": inputs["a.pixels"]}
+    drawn, _ = hook(same, ids, 3)
+    assert not torch.equal(drawn["a.pixels"], drawn["b.pixels"])  # columns are drawn for by themselves
+    unplanned, _ = ops.ImageAugment({"a": config}, inputs, seed=1, epochs=None)(inputs, ids, 0)
+    assert unplanned["a.pixels"].shape[2:] == (16, 16)
+    with pytest.raises(Unsupported, match=r"b\.pixels, table\.numbers too"):
+        ops.ImageAugment({"a": AugmentConfig(mixup=0.2)}, inputs, seed=1, epochs=4)
+
+
+def test_the_setting_is_read_with_all_its_mistakes() -> None:
+    assert ops.read("none", 3) == ops.read(None, 3) == AugmentConfig()
+    assert ops.read("standard", 3) == ops.standard(3) and ops.read("none", 1, mixup=0.5) == AugmentConfig(mixup=0.5)
+    assert ops.read({"crop": 0.2, "flip": True}, 1) == AugmentConfig(crop=0.2, flip=True)
+    with pytest.raises(ConfigError) as caught:
+        ops.read({"crop": 2, "flop": True}, 3)
+    assert len(caught.value.details) == 2
+    with pytest.raises(ConfigError, match="standrd"):
+        ops.read("standrd", 3)

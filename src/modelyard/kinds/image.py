@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import polars as pl
@@ -35,6 +35,7 @@ from modelyard.kinds._picture import (
     to_png,
     upright_size,
 )
+from modelyard.settings import Between
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*", b"P5", b"P6")
@@ -46,9 +47,9 @@ BASE64_MAGIC = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK"
 class PixelsConfig:
     """How pictures become arrays of one size."""
 
-    size: int | tuple[int, int] | Literal["auto"] = "auto"
+    size: Annotated[int, Between(1, 4096)] | tuple[Annotated[int, Between(1, 4096)], ...] | Literal["auto"] = "auto"
     """Pixels: one number for a square, (height, width), or `auto`: the median in training, at most `largest`."""
-    largest: int = 128
+    largest: Annotated[int, Between(1, 4096)] = 128
     """Longest side that `auto` chooses, pixels; the aspect ratio is kept."""
     channels: Literal["auto", 1, 3] = "auto"
     """1 grey, 3 RGB; `auto` is 1 where all training pictures are grey."""
@@ -56,8 +57,12 @@ class PixelsConfig:
     """Filter; all but `nearest` are antialiased when shrinking."""
     fit: Literal["squash", "crop", "pad"] = "squash"
     """What happens to another aspect ratio: change it, cut the middle, or add black borders."""
-    statistics_from: int = 4096
+    statistics_from: Annotated[int, Between(1)] = 4096
     """Encoded files that mean and standard deviation are taken from; pixel columns use all."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, tuple) and len(self.size) != 2:
+            raise ValueError(f"size has {len(self.size)} numbers, expected one, or height and width")
 
 
 @dataclass
@@ -81,6 +86,10 @@ class PixelsState:
     channels: int = 0
     mean: list[float] = field(default_factory=list)
     std: list[float] = field(default_factory=list)
+
+    def statistics(self) -> dict[str, list[float]]:
+        """What an image net normalises with: `mean` and `std` per channel on the scale 0..1."""
+        return {"mean": list(self.mean), "std": list(self.std)}
 
 
 class Pixels(Encoding):
@@ -179,10 +188,6 @@ class Pixels(Encoding):
     def parts(self, state: PixelsState) -> dict[str, Part]:
         """`pixels` uint8 `(C, H, W)`."""
         return {"pixels": Part((state.channels, state.height, state.width), "uint8")}
-
-    def statistics(self, state: PixelsState) -> dict[str, list[float]]:
-        """What an image net normalises with: `mean` and `std` per channel on the scale 0..1."""
-        return {"mean": list(state.mean), "std": list(state.std)}
 
     def encode(self, column: pl.Series, state: PixelsState, context: Context) -> dict[str, Array]:
         """`pixels` `(B, C, H, W)` uint8: a read-only view of the column where that is grey and of the right size."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
 from modelyard.kinds._contract import Part
 from modelyard.nets._pixels import ACTIVATIONS, ImageEncoder, init_convolutions
+from modelyard.settings import Between
 
 STAGES: dict[str, tuple[tuple[int, int, int, int], ...]] = {
     "small": ((1, 16, 1, 1), (4, 24, 2, 2), (4, 40, 2, 2), (4, 80, 2, 2)),
@@ -41,10 +42,10 @@ class Config:
 
     size: Literal["small", "full"] = "small"
     """`small`: 0.1 million weights; `full`: the paper's 2.2 million."""
-    widen: float = 1.0
+    widen: Annotated[float, Between(0.01, 16)] = 1.0
     """The paper's width multiplier: 0.35 to 1.4; channels stay multiples of 8."""
     activation: Literal["relu6", "relu", "silu"] = "relu6"
-    dropout: float = 0.0
+    dropout: Annotated[float, Between(0, 0.95)] = 0.0
     """Share of features dropped in training, before the head (the paper: 0.2 for ImageNet)."""
 
 
@@ -54,7 +55,6 @@ TRAIN: dict[str, object] = {
     "batch": 128,
     "optimiser": "adamw",
     "lr": 0.004,
-    "betas": (0.9, 0.99),
     "weight_decay": 0.05,
     "schedule": "one-cycle",
     "warmup": 0.2,

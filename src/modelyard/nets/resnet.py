@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
 from modelyard.kinds._contract import Part
 from modelyard.nets._pixels import ACTIVATIONS, ImageEncoder, init_convolutions
+from modelyard.settings import Between
 
 DEPTHS: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
     8: ((16, 32, 64), (1, 1, 1)),
@@ -34,14 +35,14 @@ class Config:
 
     depth: Literal[8, 14, 18, 20, 34] = 8
     """Layers with weights."""
-    widen: float = 1.0
+    widen: Annotated[float, Between(0.01, 16)] = 1.0
     """All channels are multiplied by this (Zagoruyko & Komodakis 2016, wide residual networks)."""
     stem: Literal["auto", "small", "large"] = "auto"
     """`small`: one 3x3 convolution; `large`: 7x7 of stride 2 and a max-pool; `auto`: large from 64 pixels on."""
     preactivation: bool = False
     """Normalise and activate before each convolution, not after."""
     activation: Literal["relu", "gelu", "silu"] = "relu"
-    dropout: float = 0.0
+    dropout: Annotated[float, Between(0, 0.95)] = 0.0
     """Share of features dropped in training, before the head."""
 
 
@@ -51,7 +52,6 @@ TRAIN: dict[str, object] = {
     "batch": 128,
     "optimiser": "adamw",
     "lr": 0.004,
-    "betas": (0.9, 0.99),
     "weight_decay": 0.05,
     "schedule": "one-cycle",
     "warmup": 0.2,

@@ -5,6 +5,8 @@ is no Python loop over examples. The numbers come from a counter-based generator
 (seed, epoch, example id, purpose) and do not depend on its neighbours or on the batch size. Mix-up and cut-mix couple
 examples: partner and weight of an example depend on the ids of the batch as well.
 
+`ImageAugment` is the training loop's hook; by hand it is
+
     draws = Draws(seed=7, epoch=2, ids=ids_B)
     images_BCHW, mix = augment(images_BCHW, config, draws)
     value_B = mixed(lambda target: loss(outputs, target)[0], targets, mix)
@@ -14,14 +16,18 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from modelyard import settings
+from modelyard.errors import ConfigError, Problem, Unsupported
+from modelyard.settings import Between
 
 WEYL = np.uint64(0x9E3779B97F4A7C15)
 """2**64 divided by the golden ratio, odd: the step of splitmix64 (Steele, Lea & Flood 2014, fig. 15)."""
@@ -31,26 +37,29 @@ WEYL = np.uint64(0x9E3779B97F4A7C15)
 class AugmentConfig:
     """What training images go through, in this order. Everything is off by default."""
 
-    crop: float = 0.0
+    crop: Annotated[float, Between(0, 1)] = 0.0
     """Largest shift to each side, as a share of height and width (0.1 of 32 pixels: up to 3)."""
-    rotate: float = 0.0
+    rotate: Annotated[float, Between(0, 180)] = 0.0
     """Largest rotation to each side, degrees."""
-    scale: float = 0.0
+    scale: Annotated[float, Between(0, 1)] = 0.0
     """Largest relative change of height and width, each drawn by itself."""
-    shift: float = 0.0
+    shift: Annotated[float, Between(0, 1)] = 0.0
     """Largest shift in fractions of a pixel grid, as a share of the size; interpolated, unlike `crop`."""
-    shear: float = 0.0
+    shear: Annotated[float, Between(0, 1)] = 0.0
     """Largest horizontal shear, as a share."""
     flip: bool = False
     """Mirror left and right with probability one half. Not for digits, letters, or left and right organs."""
-    cutout: float = 0.0
+    cutout: Annotated[float, Between(0, 1)] = 0.0
     """Side of a square that is replaced by the image's mean colour, as a share of the size."""
     padding: Literal["reflect", "zero"] = "reflect"
     """What comes in at the borders."""
-    mixup: float = 0.0
+    mixup: Annotated[float, Between(0, 10)] = 0.0
     """`alpha` of Beta(alpha, alpha) for mix-up; 0 is off, 0.2 is usual."""
-    cutmix: float = 0.0
+    cutmix: Annotated[float, Between(0, 10)] = 0.0
     """`alpha` of cut-mix; with both, half of the batches get each."""
+    progressive: Annotated[float, Between(0.25, 1)] = 1.0
+    """The first half of training sees images of this share of the size (0.75: at 0.56 of the cost). For nets that take
+    any size."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +78,15 @@ class Draws:
     epoch: int
     ids: np.ndarray
     """Ids of the examples of the batch, `(B,)` whole numbers: their row in the training table."""
+    name: str = ""
+    """Of the column: two images of an example are drawn for by themselves."""
 
     def uniform(self, purpose: str, count: int) -> Tensor:
         """`(B, count)` float32 in [0, 1)."""
         ids = self.ids.astype(np.uint64)[:, None]
         with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
             key = scramble(scramble(np.uint64(self.seed & (2**64 - 1)) + WEYL) + np.uint64(self.epoch) * WEYL)
-            key = scramble(key ^ np.uint64(zlib.crc32(purpose.encode("utf-8"))))
+            key = scramble(key ^ np.uint64(zlib.crc32(f"{self.name}/{purpose}".encode())))
             bits = scramble(scramble(ids * WEYL + key) + np.arange(1, count + 1, dtype=np.uint64) * WEYL)
         return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24))
 
@@ -86,7 +97,7 @@ class Draws:
     def generator(self, purpose: str) -> np.random.Generator:
         """A generator for what belongs to the batch: keyed by (seed, epoch, ids in their order, purpose)."""
         ids = zlib.crc32(np.ascontiguousarray(self.ids, np.int64).tobytes())
-        entropy = [self.seed & (2**64 - 1), self.epoch, ids, zlib.crc32(purpose.encode("utf-8"))]
+        entropy = [self.seed & (2**64 - 1), self.epoch, ids, zlib.crc32(f"{self.name}/{purpose}".encode())]
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
@@ -105,7 +116,57 @@ def standard(channels: int) -> AugmentConfig:
     """
     if channels == 1:
         return AugmentConfig(rotate=12, scale=0.12, shift=0.06, shear=0.1, padding="zero")
-    return AugmentConfig(crop=0.1, flip=True)
+    return AugmentConfig(crop=0.1, flip=True, progressive=0.75)
+
+
+def read(value: str | Mapping[str, Any] | None, channels: int, mixup: float = 0.0) -> AugmentConfig:
+    """The setting `train.augment` (`none`, `standard`, or a map of operations) with `train.mixup` for one image input.
+
+    Raises `ConfigError` naming every mistake.
+    """
+    if value == "standard":
+        config = standard(channels)
+    elif value in (None, "none"):
+        config = AugmentConfig()
+    else:
+        problems: list[Problem] = []
+        if isinstance(value, str):
+            problems.append(Problem(f"got {value!r}, expected none, standard or a map", "train.augment"))
+        config = settings.parse(AugmentConfig, {} if isinstance(value, str) else value, "train.augment", problems)
+        if problems:
+            raise ConfigError(f"train.augment has {len(problems)} mistake(s)", problems)
+    return replace(config, mixup=mixup) if mixup else config
+
+
+class ImageAugment:
+    """The loop's hook `(inputs, example ids, epoch) -> (inputs, mix)` for image inputs `<column>.pixels`.
+
+    `epochs` is the planned number. Where it is None, all images are full-sized: a time budget does not say how many
+    epochs there will be, and the speed measured on small images says nothing about that of large ones.
+    """
+
+    def __init__(
+        self, configs: Mapping[str, AugmentConfig], inputs: Iterable[str], seed: int, epochs: int | None
+    ) -> None:
+        self.configs = dict(configs)
+        """By column."""
+        self.seed, self.epochs = seed, epochs
+        mixing = [name for name, config in self.configs.items() if config.mixup or config.cutmix]
+        others = sorted(set(inputs) - {f"{name}.pixels" for name in mixing})
+        if mixing and (others or len(mixing) > 1):
+            came = ", ".join(others or mixing)
+            raise Unsupported(f"mix-up and cut-mix need one image as the only input; there are {came} too", "not yet")
+
+    def __call__(self, inputs: dict[str, Tensor], ids: np.ndarray, epoch: int) -> tuple[dict[str, Tensor], Mix | None]:
+        """The inputs with every image column augmented by itself."""
+        out, mix = dict(inputs), None
+        for name, config in self.configs.items():
+            key = f"{name}.pixels"
+            out[key], found = augment(out[key], config, Draws(self.seed, epoch, ids, name))
+            mix = mix or found
+            if self.epochs is not None and epoch < self.epochs // 2:
+                out[key] = progressive(out[key], config.progressive)
+        return out, mix
 
 
 def augment(images_BCHW: Tensor, config: AugmentConfig, draws: Draws) -> tuple[Tensor, Mix | None]:
@@ -136,14 +197,11 @@ def augment(images_BCHW: Tensor, config: AugmentConfig, draws: Draws) -> tuple[T
     return cutmix(images_BCHW, partner_B, beta(generator, config.cutmix, len(images_BCHW)), corners)
 
 
-def progressive(images_BCHW: Tensor, done: float, schedule: Sequence[tuple[float, float]]) -> Tensor:
-    """The batch at the size that belongs to the share `done` of all training steps; float32 where it was resized.
+def progressive(images_BCHW: Tensor, share: float) -> Tensor:
+    """Images of `share` of the height and width, antialiased; float32 where that changes anything.
 
-    `schedule` is (until, share of height and width) in order: `((0.5, 0.75),)` trains at three quarters of the size for
-    the first half, at 0.56 of the cost, then at full size (Tan & Le 2021, "EfficientNetV2", section 4.2; J. Howard
-    2018 in fast.ai's DAWNBench entry). Only for nets that take any size; called after `augment`.
+    Early epochs at a lower resolution cost less and lose nothing (Tan & Le 2021, "EfficientNetV2", section 4.2).
     """
-    share = next((size for until, size in schedule if done < until), 1.0)
     height, width = images_BCHW.shape[2:]
     size = (max(1, round(height * share)), max(1, round(width * share)))
     if size == (height, width):
