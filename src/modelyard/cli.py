@@ -215,7 +215,8 @@ def _parse(args: list[str], options: Options) -> tuple[str, str | None, list[str
         from modelyard import __version__
 
         raise _Asked(f"modelyard {__version__}")
-    position = next((i for i, a in enumerate(args) if not a.startswith("-")), None)
+    takes = {"-f", "--file", *VALUES, *SUGAR}
+    position = next((i for i, a in enumerate(args) if not a.startswith("-") and (i == 0 or args[i - 1] not in takes)), None)
     if position is None:
         raise UsageError("no verb is given; see: modelyard --help") if "-h" not in args and "--help" not in args else _Asked(help_text())
     verb = _verb(args.pop(position))
