@@ -137,23 +137,25 @@ class _Output:
     """stdout for results only: while a verb runs, whatever prints to stdout (libraries in C too) goes to stderr."""
 
     def __init__(self, json: bool) -> None:
-        self.json, self.printed, self.real = json, False, None if not json else 1
+        self.json, self.printed = json, False
+        self.real: int | None = 1 if json else None
 
     def __enter__(self) -> None:
+        self.python, sys.stdout = sys.stdout, sys.stderr
         if not self.json:
             return
         try:
-            sys.stdout.flush()
+            self.python.flush()
             self.real = os.dup(1)
             os.dup2(2, 1)
         except OSError:  # no file descriptors (a notebook); Python's own stdout is all there is
             self.real = None
 
     def __exit__(self, *_: Any) -> None:
-        if self.json and self.real not in (None, 1):
-            sys.stdout.flush()
-            os.dup2(self.real, 1)  # type: ignore[arg-type]
-            os.close(self.real)  # type: ignore[arg-type]
+        sys.stdout = self.python
+        if self.real not in (None, 1):
+            os.dup2(self.real, 1)
+            os.close(self.real)
             self.real = 1
 
     def body(self, body: Mapping[str, Any], began: float, options: Options) -> None:
@@ -164,9 +166,8 @@ class _Output:
         head = {"schema_version": SCHEMA_VERSION, "seconds": round(time.perf_counter() - began, 3), "warnings": options.warnings}
         line = (dumps({**head, **body}) + "\n").encode("utf-8")
         if self.real is None:
-            sys.stdout.write(line.decode("utf-8"))
+            getattr(self, "python", sys.stdout).write(line.decode("utf-8"))
             return
-        sys.stdout.flush()
         while line:
             line = line[os.write(self.real, line) :]
 
@@ -278,7 +279,7 @@ def _verb(name: str) -> str:
         return name
     if "=" in name:
         raise UsageError(f"no verb is given before {name}; write for example: modelyard train {name}")
-    raise registry.unknown("verb", name, [*registry.names("verbs"), *ALIASES])
+    raise registry.unknown("verb", name, [*registry.names("verbs"), *(a for a, v in ALIASES.items() if v in registry.names("verbs"))])
 
 
 def help_text() -> str:

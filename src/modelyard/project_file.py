@@ -196,8 +196,8 @@ def read_value(text: str, origin: str) -> Node:
         if opened:
             raise
         return Node(text, origin)
-    if node is None or problems or (not opened and not _is_scalar(node.value)):
-        return Node(text, origin)
+    if node is None or problems or (not opened and (isinstance(node.value, str) or not _is_scalar(node.value))):
+        return Node(text, origin)  # also `|` and `a #b`, which YAML would take for an empty block and a comment
     return as_node(bare(node), origin)
 
 

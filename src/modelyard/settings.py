@@ -156,8 +156,11 @@ def _plain(hint: Any, value: Any) -> Any:
         raise _Bad(" or ".join(dict.fromkeys(a for a in allowed if a != "nothing")))
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
-            raise _Bad(f"a list of {_say(args[0])}")
-        items = [_plain(args[0], v) for v in value]
+            raise _Bad(f"a list, each item {_say(args[0])}")
+        try:
+            items = [_plain(args[0], v) for v in value]
+        except _Bad as allowed:
+            raise _Bad(f"a list, each item {allowed}") from None
         return tuple(items) if origin is tuple else items
     if origin in (dict, Mapping) or hint is dict:
         if not isinstance(value, Mapping):
