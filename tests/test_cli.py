@@ -21,7 +21,12 @@ SOURCE = Path(modelyard.__file__).parent.parent
 def modelyard_(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), **env}
     return subprocess.run(
-        [sys.executable, "-m", "modelyard", *args], cwd=cwd, env=environment, capture_output=True, encoding="utf-8", timeout=60
+        [sys.executable, "-m", "modelyard", *args],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
     )
 
 
@@ -31,7 +36,11 @@ def test_import_and_help_load_nothing_heavy(tmp_path: Path) -> None:
         "print([m for m in ('torch','numpy','polars','rich','ruamel.yaml','onnxruntime','importlib.metadata') if m in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(SOURCE)}, capture_output=True, encoding="utf-8", check=True
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
     )
     assert done.stdout.splitlines()[-1] == "['importlib.metadata']"  # registry.py imports it; 15 ms
     assert "modelyard init --from" in done.stdout.splitlines()[2]
@@ -60,7 +69,12 @@ def test_public_names_are_pinned() -> None:
     ],
 )
 def test_errors_are_sentences_and_json(
-    args: list[str], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    args: list[str],
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(args) == code
@@ -95,7 +109,12 @@ def test_exit_codes_follow_the_error(monkeypatch: pytest.MonkeyPatch, capfd: pyt
     def broken(options: object) -> object:
         raise ZeroDivisionError("oops")
 
-    for run, code, kind in ((failed, 1, "GateFailed"), (lacking, 3, "MachineError"), (stopped, 130, "Interrupted"), (broken, 101, "ZeroDivisionError")):
+    for run, code, kind in (
+        (failed, 1, "GateFailed"),
+        (lacking, 3, "MachineError"),
+        (stopped, 130, "Interrupted"),
+        (broken, 101, "ZeroDivisionError"),
+    ):
         _fake_verb(monkeypatch, run)
         assert cli.main(["doctor", "--json"]) == code
         body = json.loads(capfd.readouterr().out)
@@ -139,12 +158,19 @@ def test_emit_prints_early_and_once(monkeypatch: pytest.MonkeyPatch, capfd: pyte
 def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     command = f"{sys.executable} -m modelyard --help | head -1; true"
     done = subprocess.run(
-        command, shell=True, env={**os.environ, "PYTHONPATH": str(SOURCE)}, cwd=tmp_path, capture_output=True, encoding="utf-8"
+        command,
+        shell=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
     )
     assert done.stderr == "" and done.stdout.startswith("Modelyard")
 
 
-@pytest.mark.parametrize(("env", "coloured"), [({"FORCE_COLOR": "1"}, True), ({}, False), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)])
+@pytest.mark.parametrize(
+    ("env", "coloured"), [({"FORCE_COLOR": "1"}, True), ({}, False), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)]
+)
 def test_colours(env: dict[str, str], coloured: bool, tmp_path: Path) -> None:
     env = {"TERM": "xterm", "NO_COLOR": "", "FORCE_COLOR": "", **env}
     assert ("\033[" in modelyard_("docter", cwd=tmp_path, **env).stderr) is coloured
@@ -153,7 +179,9 @@ def test_colours(env: dict[str, str], coloured: bool, tmp_path: Path) -> None:
 def test_init_guesses_writes_and_never_overwrites(tmp_path: Path) -> None:
     rows = [f"{1000 + i},{20 + i * 7 % 50},{'basic' if i % 3 else 'pro'},{'yes' if i % 2 else 'no'}" for i in range(60)]
     (tmp_path / "c.csv").write_text("customer_id,age,plan,churned\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    wrong = modelyard_("init", "--from", "c.csv", "--target", "churnd", cwd=tmp_path)  # a process: the exit code is the shell's
+    wrong = modelyard_(
+        "init", "--from", "c.csv", "--target", "churnd", cwd=tmp_path
+    )  # a process: the exit code is the shell's
     assert wrong.returncode == 2 and "Did you mean 'churned'?" in wrong.stderr
     done = modelyard_("init", "--from", "c.csv", "--target", "churned", "--json", cwd=tmp_path)
     body = json.loads(done.stdout)
@@ -172,7 +200,9 @@ def test_init_guesses_writes_and_never_overwrites(tmp_path: Path) -> None:
 def test_runs_are_listed_and_compared(tmp_path: Path) -> None:
     for epochs, low in ((3, 0.7), (5, 0.9)):
         run = Run.create(tmp_path / "runs", "churn")
-        (run.folder / "config.yaml").write_text(f"name: churn\ntrain: {{epochs: {epochs}, lr: 0.1}}\n", encoding="utf-8")
+        (run.folder / "config.yaml").write_text(
+            f"name: churn\ntrain: {{epochs: {epochs}, lr: 0.1}}\n", encoding="utf-8"
+        )
         run.write("metrics.json", {"test": {"accuracy": {"value": low + 0.05, "low": low, "high": low + 0.1}}})
     Run.create(tmp_path / "runs", "churn")  # killed at once
     (tmp_path / "runs" / "broken").mkdir()

@@ -49,7 +49,9 @@ def test_all_mistakes_with_lines_and_nearest_keys() -> None:
 
 
 def test_yaml_is_1_2() -> None:
-    found = project("task: classification\ndata: {target: no, ignore: [yes, 'on', 2024-01-01]}\ntrain: {lr: 1e-4, epochs: 0x10}\n")
+    found = project(
+        "task: classification\ndata: {target: no, ignore: [yes, 'on', 2024-01-01]}\ntrain: {lr: 1e-4, epochs: 0x10}\n"
+    )
     assert found.data.target == "no" and found.data.ignore == ["yes", "on", "2024-01-01"]
     assert found.train.lr == 1e-4 and found.train.epochs == 16
 
@@ -58,7 +60,10 @@ def test_order_of_layers_and_origins() -> None:
     Path("base.yaml").write_text("train:\n  epochs: 1\n  lr: 0.5\n  batch: 7\ndata: low.csv\n", encoding="utf-8")
     found = project("preset: base.yaml\ntrain: {epochs: 2, lr: 0.25}\n", "train.epochs=3", target="y")
     assert (found.train.epochs, found.train.lr, found.train.batch, found.data.path) == (3, 0.25, 7, "low.csv")
-    origins = {k: found.origins[k] for k in ("train.epochs", "train.lr", "train.batch", "data.path", "data.target", "train.clip")}
+    origins = {
+        k: found.origins[k]
+        for k in ("train.epochs", "train.lr", "train.batch", "data.path", "data.target", "train.clip")
+    }
     assert origins == {
         "train.epochs": "command line", "train.lr": "modelyard.yaml:2", "train.batch": "preset base.yaml:4",
         "data.path": "preset base.yaml:5", "data.target": "call", "train.clip": "default",
@@ -66,14 +71,33 @@ def test_order_of_layers_and_origins() -> None:
 
 
 def test_short_forms_meet_long_ones() -> None:
-    found = project("data: a.csv\ntrain: 2m\nmodel: mlp\n", "data.split=0.3", "split.valid=0.2", "target=y", "epochs=4", "data=b.csv")
-    assert (found.data.path, found.data.target, found.data.split.test, found.data.split.valid) == ("b.csv", "y", 0.3, 0.2)
+    found = project(
+        "data: a.csv\ntrain: 2m\nmodel: mlp\n",
+        "data.split=0.3",
+        "split.valid=0.2",
+        "target=y",
+        "epochs=4",
+        "data=b.csv",
+    )
+    assert (found.data.path, found.data.target, found.data.split.test, found.data.split.valid) == (
+        "b.csv",
+        "y",
+        0.3,
+        0.2,
+    )
     assert (found.train.budget, found.train.epochs, found.model.value) == (120.0, 4, "mlp")
 
 
 def test_values_that_yaml_would_twist() -> None:
-    found = load_project(overrides=["data=*.csv", "data.missing=[n/a, '-']", "name=a: b", "data.separator=|", "target=[a, b]"])
-    assert (found.data.path, found.data.missing, found.name, found.data.separator) == ("*.csv", ["n/a", "-"], "a: b", "|")
+    found = load_project(
+        overrides=["data=*.csv", "data.missing=[n/a, '-']", "name=a: b", "data.separator=|", "target=[a, b]"]
+    )
+    assert (found.data.path, found.data.missing, found.name, found.data.separator) == (
+        "*.csv",
+        ["n/a", "-"],
+        "a: b",
+        "|",
+    )
     assert found.data.target == ["a", "b"]
 
 
@@ -104,7 +128,9 @@ def test_secrets_are_resolved_but_never_shown(monkeypatch: pytest.MonkeyPatch) -
 def test_a_dump_reads_back_as_the_same_project(tmp_path: Path) -> None:
     from ruamel.yaml import YAML
 
-    first = project("name: n\nseed: 3\ndata: {path: x.csv, target: y, split: 0.1}\nmodel: {name: auto}\ntrain: {lr: 1e-3}\n")
+    first = project(
+        "name: n\nseed: 3\ndata: {path: x.csv, target: y, split: 0.1}\nmodel: {name: auto}\ntrain: {lr: 1e-3}\n"
+    )
     with (tmp_path / "again.yaml").open("w", encoding="utf-8") as file:
         YAML().dump(first.resolved(), file)
     assert load_project("again.yaml").resolved() == first.resolved()
@@ -141,7 +167,10 @@ def test_bad_files_are_one_sentence(text: str | bytes, said: str) -> None:
 
 
 def test_alias_bombs_are_bounded() -> None:
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10))]
+    lines = [
+        "a0: &a0 [x, x, x, x, x, x, x, x, x]",
+        *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)),
+    ]
     assert "aliases expand" in mistakes("\n".join(lines))[0]
 
 

@@ -49,10 +49,21 @@ def ask(value: Any, origins: dict[str, str] | None = None) -> tuple[Any, list[st
 
 def test_types_convert() -> None:
     found, problems = ask(
-        {"where": "a/b", "lr": 1, "mode": 3, "budget": "1h30m", "inner": 5, "names": "x", "weights": {"a": 2}, "on": True}
+        {
+            "where": "a/b",
+            "lr": 1,
+            "mode": 3,
+            "budget": "1h30m",
+            "inner": 5,
+            "names": "x",
+            "weights": {"a": 2},
+            "on": True,
+        }
     )
     assert not problems
-    assert found == Outer(where=Path("a/b"), lr=1.0, mode=3, budget=5400.0, inner=Inner(size=5), names="x", weights={"a": 2.0}, on=True)
+    assert found == Outer(
+        where=Path("a/b"), lr=1.0, mode=3, budget=5400.0, inner=Inner(size=5), names="x", weights={"a": 2.0}, on=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +92,9 @@ def test_each_mistake_is_named(key: str, value: Any, said: str) -> None:
 
 
 def test_all_mistakes_at_once_with_places() -> None:
-    found, problems = ask({"lr": "x", "inner": {"size": 0}, "moed": 1}, {"o": "f:1", "o.lr": "f:2", "o.inner": "f:3", "o.moed": "f:5"})
+    found, problems = ask(
+        {"lr": "x", "inner": {"size": 0}, "moed": 1}, {"o": "f:1", "o.lr": "f:2", "o.inner": "f:3", "o.moed": "f:5"}
+    )
     assert found is None
     assert [p.split(":")[0] + ":" + p.split(":")[1] for p in problems] == ["f:2", "f:3", "f:5", "f:1"]
     assert "o.where: is required: A place, over two lines." in problems[-1]
@@ -97,7 +110,10 @@ def test_long_values_are_cut() -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["where", "lr", "inner", "size", "weights", "zz"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["where", "lr", "inner", "size", "weights", "zz"]), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 

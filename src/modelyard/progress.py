@@ -36,7 +36,9 @@ class Bar:
     ...     bar.step()
     """
 
-    def __init__(self, label: str, total: float | None = None, quiet: bool = False, stream: IO[str] | None = None) -> None:
+    def __init__(
+        self, label: str, total: float | None = None, quiet: bool = False, stream: IO[str] | None = None
+    ) -> None:
         self.label, self.total, self.stream = label, total, stream or sys.stderr
         self.on = not quiet and bars(self.stream)
         self.done, self.began, self.drawn, self.text = 0.0, time.monotonic(), 0.0, ""

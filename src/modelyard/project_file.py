@@ -119,7 +119,9 @@ def read_file(path: Path, problems: list[Problem]) -> Node:
             raise ConfigError(f"there is no file {path}; write one with: modelyard init")
         size = path.stat().st_size
         if size > LARGEST:
-            raise ConfigError(f"{path}: has {size} bytes, at most {LARGEST} are allowed; is it the data? Then write data={path}")
+            raise ConfigError(
+                f"{path}: has {size} bytes, at most {LARGEST} are allowed; is it the data? Then write data={path}"
+            )
         raw = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -127,7 +129,9 @@ def read_file(path: Path, problems: list[Problem]) -> Node:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path.name}:{line}: is not UTF-8 (byte {raw[error.start]:#04x}); save it as UTF-8") from None
+        raise ConfigError(
+            f"{path.name}:{line}: is not UTF-8 (byte {raw[error.start]:#04x}); save it as UTF-8"
+        ) from None
     node = read_text(text, path.name, problems)
     if node is None:
         return Node({}, path.name)
@@ -144,7 +148,7 @@ def read_text(text: str, where: str, problems: list[Problem], lines: bool = True
     _check_depth(text, where)
     try:
         yaml = YAML(typ="safe", pure=True)
-        yaml.version = "1.2"  # type: ignore[assignment]
+        yaml.version = "1.2"
         documents = list(yaml.compose_all(text)) if hasattr(yaml, "compose_all") else [yaml.compose(text)]
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

@@ -51,9 +51,7 @@ class _Bad(Exception):
     """What is allowed, for the message."""
 
 
-def parse(
-    cls: type, value: Any, where: str, problems: list[Problem], origins: Mapping[str, str] | None = None
-) -> Any:
+def parse(cls: type, value: Any, where: str, problems: list[Problem], origins: Mapping[str, str] | None = None) -> Any:
     """An instance of the dataclass `cls`, or None if anything was wrong; every mistake is added to `problems`.
 
     `where` is the dotted key of the section; `origins` maps dotted keys to `file:line` or `command line`. A scalar may
@@ -316,7 +314,9 @@ def reference(cls: type, title: str) -> str:
     hints = typing.get_type_hints(cls, include_extras=True)
     lines = [f"### `{title}`", "", "| key | value | default | meaning |", "|---|---|---|---|"]
     for field in dataclasses.fields(cls):
-        default = "required" if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING else ""
+        default = (
+            "required" if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING else ""
+        )
         if field.default not in (dataclasses.MISSING, None):
             default = f"`{plain(field.default)}`"
         meaning = docs(cls).get(field.name, "").replace("|", "\\|")

@@ -1,7 +1,7 @@
 """Says what this machine has: Python, packages of each extra, cores, memory, disk, GPU, environment. No network.
 
-    modelyard doctor
-    modelyard doctor --json
+modelyard doctor
+modelyard doctor --json
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class Findings:
             lines.append(f"{extra:<10} " + ", ".join(f"{n} {v or 'MISSING'}" for n, v in packages.items()))
         lines.append("encoding   " + ", ".join(f"{k} {v}" for k, v in self.encoding.items()))
         lines += [f"{k}={v}" for k, v in self.environment.items()]
-        return "\n".join([*lines, *(f"! {p}" for p in self.problems)] if self.problems else [*lines, "nothing is missing"])
+        return "\n".join(
+            [*lines, *(f"! {p}" for p in self.problems)] if self.problems else [*lines, "nothing is missing"]
+        )
 
 
 def run(project: None, *, model: str | None, options: Options) -> Findings:
@@ -149,7 +151,9 @@ def _gpu() -> str | None:
 
 
 def _environment() -> dict[str, str]:
-    found = {k: v for name in ENVIRONMENT for k, v in ((name, os.environ.get(name) or os.environ.get(name.lower())),) if v}
+    found = {
+        k: v for name in ENVIRONMENT for k, v in ((name, os.environ.get(name) or os.environ.get(name.lower())),) if v
+    }
     return {k: _without_password(v) if "PROXY" in k else v for k, v in found.items()}
 
 
