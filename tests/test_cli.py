@@ -33,7 +33,8 @@ def modelyard_(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess
 def test_import_and_help_load_nothing_heavy(tmp_path: Path) -> None:
     code = (
         "import sys, modelyard, modelyard.cli as c; c.main(['--help']); c.main(['train', '--help']); modelyard.load;"
-        "print([m for m in ('torch','numpy','polars','rich','ruamel.yaml','onnxruntime','importlib.metadata') if m in sys.modules])"
+        "heavy = ('torch','numpy','polars','rich','ruamel.yaml','onnxruntime','importlib.metadata');"
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -88,7 +89,7 @@ def test_errors_are_sentences_and_json(
 
 def _fake_verb(monkeypatch: pytest.MonkeyPatch, run: object) -> None:
     """Stands in for a verb behind `calls.call`, the one way into it."""
-    monkeypatch.setattr("modelyard.calls.call", lambda verb, options, file, overrides, values: run(options))  # type: ignore[operator]
+    monkeypatch.setattr("modelyard.calls.call", lambda verb, options, *_: run(options))  # type: ignore[operator]
 
 
 class Result:

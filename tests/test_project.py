@@ -37,8 +37,8 @@ def test_all_mistakes_with_lines_and_nearest_keys() -> None:
     )
     starts = {f.split(" ")[0]: f for f in found}
     expected = {
-        "modelyard.yaml:1:", "modelyard.yaml:2:", "modelyard.yaml:5:", "modelyard.yaml:6:", "modelyard.yaml:7:", "modelyard.yaml:8:",
-        "modelyard.yaml:10:", "modelyard.yaml:12:", "modelyard.yaml:13:", "command",
+        "modelyard.yaml:1:", "modelyard.yaml:2:", "modelyard.yaml:5:", "modelyard.yaml:6:", "modelyard.yaml:7:",
+        "modelyard.yaml:8:", "modelyard.yaml:10:", "modelyard.yaml:12:", "modelyard.yaml:13:", "command",
     }  # fmt: skip
     assert set(starts) == expected and len(found) == 11
     assert "Did you mean 'target'?" in starts["modelyard.yaml:5:"]

@@ -108,7 +108,7 @@ def _traceback_to_stderr() -> None:
     traceback.print_exc(file=sys.stderr)
 
 
-class _collected_warnings:  # noqa: N801 - reads as a statement
+class _collected_warnings:
     """Python warnings become notices: collected for `--json`, one line each for people."""
 
     def __init__(self, options: Options) -> None:

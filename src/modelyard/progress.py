@@ -10,7 +10,7 @@ from typing import IO, Any
 
 
 def colours(stream: IO[str]) -> bool:
-    """Whether to colour: NO_COLOR (any value) and TERM=dumb forbid it, FORCE_COLOR wants it, else a terminal decides."""
+    """Whether to colour: NO_COLOR and TERM=dumb forbid it, FORCE_COLOR wants it, else a terminal decides."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     return bool(os.environ.get("FORCE_COLOR")) or _terminal(stream)

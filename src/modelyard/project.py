@@ -20,7 +20,7 @@ from typing import Any
 
 from modelyard import registry, settings
 from modelyard.errors import ConfigError, MissingExtra, Problem, UsageError
-from modelyard.project_file import Node, as_node, bare, read_file, read_value
+from modelyard.project_file import Node, as_node, read_file, read_value
 
 FILE = "modelyard.yaml"
 TOP = {
@@ -73,7 +73,7 @@ class Project:
     """Dotted key → text with `${env:NAME}`, shown in place of the value."""
 
     def section(self, verb: str) -> Any:
-        """The `Config` of a verb, its defaults where the file says nothing. Raises `KeyError` where the verb has none."""
+        """The `Config` of a verb, defaults where the file says nothing. Raises `KeyError` where the verb has none."""
         if verb not in self.sections:
             cls = section_class(verb)
             if cls is None:
@@ -99,7 +99,7 @@ class Project:
 
     def resolved(self) -> dict[str, Any]:
         """Plain values of everything, secrets unresolved: what `plan` shows and `config.yaml` keeps."""
-        found: dict[str, Any] = {"version": self.version, "name": self.name, "task": self.task, "seed": self.seed}
+        found: dict[str, Any] = {k: getattr(self, k) for k in ("version", "name", "task", "seed")}
         found |= {"data": _shown(settings.plain(self.data)), "model": settings.plain(self.model.value)}
         found |= {verb: settings.plain(config) for verb, config in sorted(self.sections.items())}
         for key, text in self.hidden.items():
@@ -115,8 +115,8 @@ def load_project(
 ) -> Project:
     """Read, lay over each other and check.
 
-    `file` defaults to `modelyard.yaml` here, where there is one. `overrides` are texts `train.epochs=3`; `values` the same as
-    Python objects. A key without its section is accepted where only one section has it, `verb`'s own first.
+    `file` defaults to `modelyard.yaml` here, where there is one. `overrides` are texts `train.epochs=3`; `values`
+    the same as Python objects. A key without its section is accepted where only one section has it, `verb`'s own first.
     Raises `ConfigError` with every mistake; `UsageError` for a text that is no `key=value`.
     """
     problems: list[Problem] = []
@@ -409,8 +409,8 @@ def _build(tree: Node, base: Path, file: Path | None, problems: list[Problem]) -
         )
     origins.update({k: "default" for k in ("version", "name", "task", "seed", "model") if k not in origins})
     return Project(
-        version=1, name=name or _name(base, file, data), task=task, seed=seed, data=data, model=model, base=base, file=file,
-        origins=origins, sections=parsed, hidden=flat.hidden,
+        version=1, name=name or _name(base, file, data), task=task, seed=seed, data=data, model=model, base=base,
+        file=file, origins=origins, sections=parsed, hidden=flat.hidden,
     )  # fmt: skip
 
 

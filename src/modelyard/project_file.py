@@ -113,7 +113,7 @@ def as_node(value: Any, origin: str) -> Node:
 
 
 def read_file(path: Path, problems: list[Problem]) -> Node:
-    """The tree of a project file. Raises `ConfigError` where it cannot be read at all; lesser mistakes go to `problems`."""
+    """The tree of a project file. Raises `ConfigError` where it cannot be read; lesser mistakes go to `problems`."""
     try:
         if not path.is_file():
             raise ConfigError(f"there is no file {path}; write one with: modelyard init")
@@ -191,7 +191,7 @@ def _say(value: Any) -> str:
 
 
 def read_value(text: str, origin: str) -> Node:
-    """The value of `key=value`: a YAML scalar or flow list/map; anything else (`>= 0.8`, `*.csv`, `C:\\x`) is the text itself."""
+    """The value of `key=value`: a YAML scalar or flow list/map; all else (`>= 0.8`, `*.csv`, `C:\\x`) is text."""
     opened = text.lstrip()[:1] in ("[", "{", '"', "'")
     problems: list[Problem] = []
     try:

@@ -1,6 +1,6 @@
 """The schema of every section: frozen keyword-only dataclasses, their docs as string literals under the fields.
 
-`parse` turns plain values (from YAML, the command line or Python) into a dataclass and collects *all* mistakes;
+`parse` turns plain values (YAML, command line, Python) into a dataclass and collects *all* mistakes;
 `json_schema` and `reference` make the editor schema and the reference pages from the same source. Imports nothing heavy.
 """
 
@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
 import re
 import textwrap
 import types
@@ -252,7 +253,7 @@ def field_docs(tree: ast.AST) -> dict[str, str]:
     """Docs of the fields of a class that was parsed but not imported."""
     found = {}
     body = getattr(tree, "body", [])
-    for item, after in zip(body, body[1:], strict=False):
+    for item, after in itertools.pairwise(body):
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and isinstance(after, ast.Expr):
             text = getattr(after.value, "value", None)
             if isinstance(text, str):

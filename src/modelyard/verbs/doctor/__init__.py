@@ -6,6 +6,7 @@ modelyard doctor --json
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -31,8 +32,8 @@ DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 """Where the importable name is not the distribution's."""
 
 ENVIRONMENT = (
-    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "HF_HOME", "XDG_CACHE_HOME", "TMPDIR", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS",
-    "LANG", "LC_ALL", "PYTHONUTF8", "NO_COLOR", "FORCE_COLOR", "TERM",
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "HF_HOME", "XDG_CACHE_HOME", "TMPDIR", "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS", "LANG", "LC_ALL", "PYTHONUTF8", "NO_COLOR", "FORCE_COLOR", "TERM",
 )  # fmt: skip
 
 
@@ -65,7 +66,8 @@ class Findings:
         memory = f"{self.memory_gb:.1f} GB" if self.memory_gb else "unknown"
         lines = [
             f"modelyard  {self.modelyard} on Python {self.python} ({self.system})",
-            f"machine    {self.cores} cores, {memory} memory, {self.disk_free_gb:.1f} GB free disk, GPU: {self.gpu or 'none'}",
+            f"machine    {self.cores} cores, {memory} memory, {self.disk_free_gb:.1f} GB free disk, "
+            f"GPU: {self.gpu or 'none'}",
         ]
         for extra, packages in self.packages.items():
             lines.append(f"{extra:<10} " + ", ".join(f"{n} {v or 'MISSING'}" for n, v in packages.items()))
@@ -93,8 +95,6 @@ def run(project: None, *, model: str | None, options: Options) -> Findings:
         if missing:
             line = "pip install modelyard" if extra == "core" else f"pip install 'modelyard[{extra}]'"
             problems.append(f"{', '.join(missing)} missing ({extra}): {line}")
-    if sys.version_info < (3, 11):
-        problems.append(f"Python {platform.python_version()} is too old; 3.11 or newer is needed")
     if not all(e.lower().replace("-", "") == "utf8" for e in encoding.values()):
         problems.append("texts are not UTF-8 here; set PYTHONUTF8=1")
     free = shutil.disk_usage(Path.cwd()).free / 1e9
@@ -126,10 +126,8 @@ def _cores() -> int:
 def _memory() -> float | None:
     found = []
     if hasattr(os, "sysconf"):
-        try:
+        with contextlib.suppress(ValueError, OSError):
             found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        except (ValueError, OSError):
-            pass
     for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         try:
             text = limit.read_text(encoding="utf-8").strip()

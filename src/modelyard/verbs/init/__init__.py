@@ -1,4 +1,4 @@
-"""Writes a modelyard.yaml: from a data file (the task is guessed, and why is said) or from an example. Never overwrites.
+"""Writes a modelyard.yaml from a data file (guesses the task, says why) or from an example. Never overwrites.
 
     modelyard init --from customers.csv --target churned
     modelyard init iris                 # copies the example `iris` into the folder iris/
