@@ -7,9 +7,9 @@ modelyard doctor --json
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -22,11 +22,8 @@ from modelyard.errors import UsageError
 from modelyard.options import Options
 
 NEEDS_PROJECT = False
-CORE = {
-    "numpy": "numpy", "polars": "polars", "onnxruntime": "onnxruntime", "pillow": "PIL", "tokenizers": "tokenizers",
-    "ruamel.yaml": "ruamel.yaml", "safetensors": "safetensors", "rich": "rich",
-}  # fmt: skip
-"""Distribution → importable name of what `pip install modelyard` brings."""
+CORE = ("numpy", "polars", "onnxruntime", "pillow", "tokenizers", "ruamel.yaml", "starlette", "uvicorn", "rich")
+"""What `pip install modelyard` brings; used where the package runs from a checkout and has no metadata."""
 
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 """Where the importable name is not the distribution's."""
@@ -84,10 +81,7 @@ def run(project: None, *, model: str | None, options: Options) -> Findings:
         raise UsageError("doctor takes no arguments; write: modelyard doctor [--json]")
     from modelyard import __version__
 
-    extras: dict[str, dict[str, str]] = {"core": CORE}
-    for package, extra in registry.EXTRAS.items():
-        extras.setdefault(extra, {})[DISTRIBUTIONS.get(package, package)] = package
-    found = {extra: {d: _version(d, p) for d, p in packages.items()} for extra, packages in extras.items()}
+    found = {extra: {name: _version(name) for name in names} for extra, names in _needed().items()}
     encoding = {"filesystem": sys.getfilesystemencoding(), "stdout": getattr(sys.stdout, "encoding", None) or "none"}
     problems = []
     for extra, packages in found.items():
@@ -107,15 +101,26 @@ def run(project: None, *, model: str | None, options: Options) -> Findings:
     )  # fmt: skip
 
 
-def _version(distribution: str, package: str) -> str | None:
+def _needed() -> dict[str, list[str]]:
+    """Distributions by extra, from the metadata of the installed package."""
     try:
-        if importlib.util.find_spec(package) is None:
-            return None
-        return metadata.version(distribution)
-    except (ModuleNotFoundError, ValueError):
-        return None
+        lines = metadata.requires("modelyard") or []
     except metadata.PackageNotFoundError:
-        return "unknown version"
+        lines = [*CORE, *(f"{DISTRIBUTIONS.get(p, p)}; extra == '{extra}'" for p, extra in registry.EXTRAS.items())]
+    found: dict[str, list[str]] = {"core": []}
+    for line in lines:
+        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)", line)
+        name = re.match(r"[\w.-]+", line)
+        if name and name[0] != "modelyard" and (not extra or extra[1] not in ("dev", "all")):
+            found.setdefault(extra[1] if extra else "core", []).append(name[0])
+    return found
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _cores() -> int:
@@ -156,6 +161,4 @@ def _environment() -> dict[str, str]:
 
 
 def _without_password(url: str) -> str:
-    import re
-
     return re.sub(r"//[^/@]*@", "//***@", url)
