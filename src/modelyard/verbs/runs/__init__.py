@@ -1,8 +1,8 @@
 """Lists runs, or compares two: which settings differ, and which metrics, with their intervals.
 
-    modelyard runs
-    modelyard runs compare churn-0001 churn-0002
-    modelyard runs path=elsewhere/runs --json
+modelyard runs
+modelyard runs compare churn-0001 churn-0002
+modelyard runs path=elsewhere/runs --json
 """
 
 from __future__ import annotations
@@ -57,11 +57,21 @@ class Comparison:
         """Two tables."""
         settings = [[k, _say(v["a"]), _say(v["b"])] for k, v in self.settings.items()]
         metrics = [
-            [k, _say(v["a"]), _say(v["b"]), "" if v["difference"] is None else f"{v['difference']:+.4g}", _overlap(v["overlap"])]
+            [
+                k,
+                _say(v["a"]),
+                _say(v["b"]),
+                "" if v["difference"] is None else f"{v['difference']:+.4g}",
+                _overlap(v["overlap"]),
+            ]
             for k, v in self.metrics.items()
         ]
         first = _columns([["setting", self.a, self.b], *settings]) if settings else "the settings are the same"
-        second = _columns([["metric", self.a, self.b, "difference", ""], *metrics]) if metrics else "there are no metrics to compare"
+        second = (
+            _columns([["metric", self.a, self.b, "difference", ""], *metrics])
+            if metrics
+            else "there are no metrics to compare"
+        )
         return f"{first}\n\n{second}"
 
 
@@ -81,7 +91,9 @@ def run(project: None, *, model: str | None, options: Options) -> Listing | Comp
         return Listing(folder.as_posix(), [_line(Run.find(folder, args[0]))])
     if args == ["list"]:
         return Listing(folder.as_posix(), [_line(r) for r in _all(folder)])
-    raise UsageError(f"got runs {' '.join(args)}; write: modelyard runs, modelyard runs RUN, or modelyard runs compare A B")
+    raise UsageError(
+        f"got runs {' '.join(args)}; write: modelyard runs, modelyard runs RUN, or modelyard runs compare A B"
+    )
 
 
 def _all(folder: Path) -> list[Run]:
@@ -116,7 +128,9 @@ def _line(run: Run) -> dict[str, Any]:
 def compare(a: Run, b: Run) -> Comparison:
     """Settings and metrics of two runs; either may be unfinished."""
     left, right = _settings(a), _settings(b)
-    settings = {k: {"a": left.get(k), "b": right.get(k)} for k in sorted({*left, *right}) if left.get(k) != right.get(k)}
+    settings = {
+        k: {"a": left.get(k), "b": right.get(k)} for k in sorted({*left, *right}) if left.get(k) != right.get(k)
+    }
     mine, other = flat(_read(a, "metrics.json")), flat(_read(b, "metrics.json"))
     metrics = {k: _difference(mine.get(k), other.get(k)) for k in [*mine, *(k for k in other if k not in mine)]}
     return Comparison(a.name, b.name, settings, metrics)
@@ -158,13 +172,14 @@ def flat(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
 
 def _difference(a: Any, b: Any) -> dict[str, Any]:
-    values = [m.get("value") if isinstance(m, Mapping) else m for m in (a, b)]
-    known = all(isinstance(v, int | float) for v in values)
-    bounds = [(m.get("low"), m.get("high")) if isinstance(m, Mapping) else (None, None) for m in (a, b)]
+    left, right = (m if isinstance(m, Mapping) else {"value": m} for m in (a, b))
+    difference = None
+    if all(isinstance(m.get("value"), int | float) for m in (left, right)):
+        difference = right["value"] - left["value"]
     overlap = None
-    if all(isinstance(x, int | float) for pair in bounds for x in pair):
-        overlap = bool(bounds[0][0] <= bounds[1][1] and bounds[1][0] <= bounds[0][1])
-    return {"a": a, "b": b, "difference": values[1] - values[0] if known else None, "overlap": overlap}
+    if all(isinstance(m.get(k), int | float) for m in (left, right) for k in ("low", "high")):
+        overlap = bool(left["low"] <= right["high"] and right["low"] <= left["high"])
+    return {"a": a, "b": b, "difference": difference, "overlap": overlap}
 
 
 def _overlap(overlap: bool | None) -> str:
@@ -173,7 +188,11 @@ def _overlap(overlap: bool | None) -> str:
 
 def _say(value: Any) -> str:
     if isinstance(value, Mapping) and "value" in value:
-        interval = f" [{_say(value['low'])}, {_say(value['high'])}]" if value.get("low") is not None and value.get("high") is not None else ""
+        interval = (
+            f" [{_say(value['low'])}, {_say(value['high'])}]"
+            if value.get("low") is not None and value.get("high") is not None
+            else ""
+        )
         return f"{_say(value['value'])}{interval}"
     return "—" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
