@@ -154,7 +154,7 @@ def run(data: str, family: str, seed: int, held_out: bool, threads: int) -> None
     config: Any = module.Config()
     if module is cnn:
         config, settings = cnn.recipe(encoding.parts(state), len(x))
-    encoder = module.Encoder(config, encoding.parts(state), statistics=encoding.statistics(state))
+    encoder = module.Encoder(config, encoding.parts(state), statistics=state.statistics())
     net = nn.Sequential(encoder, nn.Linear(encoder.width, int(y.max()) + 1))
     flops = training_flops(net, x) * settings["epochs"] * len(x)
     small = settings["epochs"] // 2 / settings["epochs"]  # the share of epochs at a lower resolution

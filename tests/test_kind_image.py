@@ -98,6 +98,7 @@ def test_mean_and_deviation_are_those_of_numpy_and_merge_exactly() -> None:
     whole = PIXELS.fit(column)
     np.testing.assert_allclose(whole.mean, arrays.mean((0, 1, 2)) / 255, rtol=1e-12)
     np.testing.assert_allclose(whole.std, arrays.std((0, 1, 2)) / 255, rtol=1e-9)
+    assert whole.statistics() == {"mean": whole.mean, "std": whole.std}
     a, b = (PIXELS.update(PIXELS.start(PixelsConfig()), part) for part in (column[:7], column[7:]))
     assert PIXELS.finish(PIXELS.merge(b, a)) == whole
 

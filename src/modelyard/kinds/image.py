@@ -87,6 +87,10 @@ class PixelsState:
     mean: list[float] = field(default_factory=list)
     std: list[float] = field(default_factory=list)
 
+    def statistics(self) -> dict[str, list[float]]:
+        """What an image net normalises with: `mean` and `std` per channel on the scale 0..1."""
+        return {"mean": list(self.mean), "std": list(self.std)}
+
 
 class Pixels(Encoding):
     """Pictures as uint8 `(C, H, W)`; a missing one is the mean colour, which the net sees as zeros.
@@ -184,10 +188,6 @@ class Pixels(Encoding):
     def parts(self, state: PixelsState) -> dict[str, Part]:
         """`pixels` uint8 `(C, H, W)`."""
         return {"pixels": Part((state.channels, state.height, state.width), "uint8")}
-
-    def statistics(self, state: PixelsState) -> dict[str, list[float]]:
-        """What an image net normalises with: `mean` and `std` per channel on the scale 0..1."""
-        return {"mean": list(state.mean), "std": list(state.std)}
 
     def encode(self, column: pl.Series, state: PixelsState, context: Context) -> dict[str, Array]:
         """`pixels` `(B, C, H, W)` uint8: a read-only view of the column where that is grey and of the right size."""

@@ -19,7 +19,8 @@ def _table(truth: np.ndarray, prediction: np.ndarray, weights: np.ndarray | None
     rows, row_B = np.unique(truth, return_inverse=True)
     columns, column_B = np.unique(prediction, return_inverse=True)
     cells = np.bincount(row_B * len(columns) + column_B, weights=weights, minlength=len(rows) * len(columns))
-    return np.asarray(cells.reshape(len(rows), len(columns)), np.float64)
+    table: np.ndarray = cells.reshape(len(rows), len(columns)).astype(np.float64)
+    return np.asarray(table)
 
 
 def _pairs(count: np.ndarray) -> np.ndarray:

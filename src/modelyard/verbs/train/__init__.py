@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -43,6 +44,13 @@ class Trained:
         """`run`, `model`, `metrics` as the command prints them."""
         return {"run": str(self.run), "model": str(self.model), "metrics": self.metrics, "notes": self.notes}
 
+    def __str__(self) -> str:
+        from modelyard.verbs.evaluate import table
+
+        follow = [f"modelyard predict {self.run} data=new.csv", f"modelyard export {self.run}", f"modelyard serve {self.run}"]
+        report = self.run / "report.html"
+        return "\n".join([table(self.metrics), "", f"model   {self.model}", f"report  {report}", "", "next:", *(f"  {f}" for f in follow)])
+
 
 def train(
     data: DataConfig,
@@ -77,7 +85,8 @@ def train(
             say(f"{run.name} is finished already")
             return Trained(run.folder, run.model, run.read("metrics.json"))
         if resolved is not None and not resume:
-            run.write("config.json", resolved)
+            run.write("config.json", {**resolved, "base": str(base.resolve())})
+            (run.folder / "config.yaml").write_text(_yaml(resolved), encoding="utf-8")
         bound = bind(data, task, base, seed=config.seed, source=source)
         for note in bound.notes:
             say(note)
@@ -103,7 +112,7 @@ def _fit(
     arrays = {s: (pipeline.encode(f).arrays, pipeline.targets(f)) for s, f in bound.splits.items() if s in ("train", "valid") and f.height}
     weights = _weights(bound)
     say(f"training {', '.join(choice.names)} on {bound.rows['train']} examples")
-    run.update(state="training", model=choice.names, data={"rows": bound.rows, "fingerprint": bound.source.fingerprint, "set_aside": len(bound.set_aside)})
+    run.update(state="training", model={"model": choice.names}, data=_data(bound))
     began = time.monotonic()
     graphs: dict[str, Graph]
     if choice.estimator:
@@ -135,6 +144,25 @@ def _fit(
     return folder, facts
 
 
+def _yaml(resolved: Mapping[str, Any]) -> str:
+    """Settings with the origin of each value beside it, as YAML."""
+    origins = resolved.get("origins", {})
+    lines: list[str] = []
+
+    def write(value: Any, path: str, depth: int) -> None:
+        for key, item in value.items():
+            where = f"{path}.{key}" if path else str(key)
+            beside = f"  # {origins[where]}" if where in origins else ""
+            if isinstance(item, Mapping) and item:
+                lines.append(f"{'  ' * depth}{key}:{beside}")
+                write(item, where, depth + 1)
+            elif item is not None:
+                lines.append(f"{'  ' * depth}{key}: {json.dumps(item, ensure_ascii=False, default=str)}{beside}")
+
+    write(resolved.get("settings", resolved), "", 0)
+    return "\n".join([*lines, ""])
+
+
 def _weights(bound: Bound) -> np.ndarray | None:
     column = next((c for c in bound.carried if c == getattr(bound, "weight", None)), None)
     return None if column is None else bound.splits["train"][column].cast(float).to_numpy().astype(np.float32)
@@ -144,21 +172,48 @@ def _judge(
     run: Run, folder: Path, bound: Bound, facts: dict[str, Any], say: Callable[[str], None], interrupted: bool
 ) -> Trained:
     """Metrics and report come from the saved model, loaded back."""
-    from modelyard.verbs.evaluate import evaluate_bound
+    from modelyard.verbs.evaluate import judge
+    from modelyard.verbs.report import write_report
 
     model = Model.load(folder, trust_code=True)
     parity = model.replay()
     splits = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height]
-    evaluation = evaluate_bound(model, bound, splits or ["train"])
+    evaluation = judge(model, bound, splits or ["train"])
     metrics = evaluation.metrics()
     run.write("metrics.json", metrics)
-    run.write("evaluation.json", evaluation.to_json())
-    aside = [vars(s) for s in bound.set_aside]
     run.update(
-        state="interrupted" if interrupted else "finished", finished=now(), training=facts["training"], parity=parity.to_json(),
-        set_aside=aside[:1000], notes=bound.notes, version=model.version,
+        state="interrupted" if interrupted else "finished", finished=now(), version=model.version, parity=parity.to_json(),
+        training=facts["training"], model=_about(model, facts), data=_data(bound), facts={"version": model.version},
     )  # fmt: skip
+    write_report(run.folder, evaluation.splits)
     return Trained(run.folder, folder, metrics, bound.notes, interrupted)
+
+
+def _about(model: Model, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of the report's first card."""
+    section = model.manifest["model"]
+    made = section.get("estimator") or ", ".join(n["name"] for n in section["net"].get("nets", {}).values()) or section["net"]["user"]["module"]
+    training = facts["training"]
+    return {
+        "task": ", ".join(sorted(set(model.tasks.values()))), "model": made, "inputs": [f"{f.name} ({f.kind})" for f in model.signature.inputs],
+        "outputs": [f"{f.name} ({f.kind})" for f in model.signature.outputs], "created": model.manifest["created"],
+        **({"parameters": training["parameters"]} if "parameters" in training else {}), "seconds": round(training["seconds"], 1),
+    }  # fmt: skip
+
+
+def _data(bound: Bound) -> dict[str, Any]:
+    """The report's data section: every row kept or set aside, and the balance of labels."""
+    balance = {}
+    for column in bound.pipeline.outputs:
+        counts = getattr(column.state, "counts", None)
+        if counts:
+            balance[column.name] = dict(counts)
+    read = sum(t.rows_read for t in bound.source.tables.values())
+    aside = [vars(s) for s in bound.set_aside]
+    return {
+        "rows_in": read, "rows": bound.rows, "set_aside": aside[:1000], "set_aside_count": len(aside), "balance": balance,
+        "fingerprint": bound.source.fingerprint, "notes": bound.notes,
+    }  # fmt: skip
 
 
 class _ctrl_c:  # noqa: N801 - used as a context manager, like a function
@@ -180,3 +235,54 @@ class _ctrl_c:  # noqa: N801 - used as a context manager, like a function
     def __exit__(self, *_: object) -> None:
         if self.before is not None:
             signal.signal(signal.SIGINT, self.before)
+
+
+def run(project: Any, *, model: str | None = None, options: Any) -> Trained:
+    """The verb: `model` is unused (`--resume RUN` names a run)."""
+    from modelyard.progress import Bar
+
+    config: Config = project.section("train")
+    if project.seed is not None and project.origins.get("train.seed", "default") == "default":
+        import dataclasses
+
+        config = dataclasses.replace(config, seed=project.seed)
+    if options.dry_run:
+        from modelyard.verbs.plan import describe
+
+        return describe(project)  # type: ignore[return-value]
+    source = None
+    with Bar("training", quiet=options.quiet or options.json) as bar:
+
+        def progress(step: int, steps: int, text: str) -> None:
+            bar.total = steps
+            bar.update(step, text)
+
+        found = train(
+            project.data, project.task, project.model.value, config, name=project.name, base=project.base,
+            resolved={"settings": project.resolved(), "origins": project.origins}, resume=options.resume or False,
+            device=options.device or "cpu", source=source, progress=progress, say=options.notice,
+        )  # fmt: skip
+    if found.interrupted:
+        raise KeyboardInterrupt(f"stopped by Ctrl-C; the model so far is usable: {found.model} (go on with: modelyard train --resume)")
+    missed = _gates(project, found)
+    if missed:
+        raise missed
+    return found
+
+
+def _gates(project: Any, found: Trained) -> ModelyardError | None:
+    """A gate of the `evaluate` section judges the test metrics of a training run too."""
+    from modelyard.errors import GateFailed, Problem
+    from modelyard.verbs.evaluate import gates
+
+    wanted = project.section("evaluate").gate
+    split = next((s for s in ("test", "valid") if s in found.metrics), None)
+    if not wanted or split is None:
+        return None
+    results = gates(found.metrics[split], wanted)
+    Run(found.run).update(gate=results)
+    missed = [g for g in results if not g["passed"]]
+    if not missed:
+        return None
+    details = [Problem(f"is {g['value']:.4g}, wanted {g['limit']}", f"{split}.{g['metric']}") for g in missed]
+    return GateFailed(f"{len(missed)} gate(s) missed on {split}", details, found)

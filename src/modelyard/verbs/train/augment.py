@@ -141,8 +141,8 @@ def read(value: str | Mapping[str, Any] | None, channels: int, mixup: float = 0.
 class ImageAugment:
     """The loop's hook `(inputs, example ids, epoch) -> (inputs, mix)` for image inputs `<column>.pixels`.
 
-    `epochs` is the planned number. Where it is None, all images are full-sized: under a time budget the end is not known
-    in epochs, and the speed measured on small images says nothing about that of large ones.
+    `epochs` is the planned number. Where it is None, all images are full-sized: a time budget does not say how many
+    epochs there will be, and the speed measured on small images says nothing about that of large ones.
     """
 
     def __init__(
