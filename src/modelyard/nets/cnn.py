@@ -75,8 +75,8 @@ def recipe(parts: Mapping[str, Part], rows: int) -> tuple[Config, dict[str, obje
 def shape_for(config: Config, channels: int, side: int) -> tuple[tuple[int, ...], tuple[int, ...], int, int]:
     """(widths, depths, stem, stride) for images whose shorter side is `side` pixels.
 
-    Stages are added until the last map is 3 to 5 positions wide: with three stages, a feature of MNIST's 28 pixels saw 18
-    of them only. Images from 48 pixels on are shrunk by the first convolution, so that all sizes cost about the same.
+    Stages are added until the last map is 3 to 5 positions wide (with three, a feature of MNIST saw 18 of 28 pixels).
+    Images from 48 pixels on are shrunk by the first convolution, so that all sizes cost about the same.
     Grey images get three quarters of the channels.
     """
     stride = config.stride or (1 if side < 48 else 2 if side < 112 else 4)
