@@ -47,9 +47,9 @@ def random_case(rng, k, tied):
     return truth, scores, weights
 
 
-def test_category_metrics_equal_scikit_learn_on_600_cases(sk):
+def test_category_metrics_equal_scikit_learn_on_350_cases(sk):
     rng, compared = np.random.default_rng(0), dict.fromkeys(("f1", "roc_auc", "average_precision", "undefined"), 0)
-    for case in range(600):
+    for case in range(350):
         k = 2 if case % 2 else int(rng.integers(3, 6))
         y, p, w = random_case(rng, k, case % 3 == 0)
         found, ids = p.argmax(1), list(range(k))
@@ -88,12 +88,12 @@ def test_category_metrics_equal_scikit_learn_on_600_cases(sk):
                 theirs = np.mean([score(y == c, p[:, c], sample_weight=w) for c in questions])
                 assert close(value(name, y, p, **given), theirs), name
                 compared[name] += 1
-    assert min(compared.values()) >= 50, compared
+    assert min(compared.values()) >= 30, compared
 
 
-def test_label_set_metrics_equal_scikit_learn_on_150_cases(sk):
+def test_label_set_metrics_equal_scikit_learn_on_100_cases(sk):
     rng = np.random.default_rng(1)
-    for _ in range(150):
+    for _ in range(100):
         n, k = int(rng.integers(2, 40)), int(rng.integers(2, 4))
         y, p = rng.integers(0, 2, (n, k)), np.round(rng.random((n, k)), 1)
         found, w = (p >= 0.5).astype(int), rng.random(n) + 0.1 if rng.random() < 0.5 else None
@@ -111,9 +111,9 @@ def test_label_set_metrics_equal_scikit_learn_on_150_cases(sk):
             assert close(value("roc_auc", y, p, weights=w), theirs)
 
 
-def test_number_metrics_equal_scikit_learn_on_600_cases(sk):
+def test_number_metrics_equal_scikit_learn_on_900_cases(sk):
     rng = np.random.default_rng(2)
-    for _ in range(600):
+    for _ in range(900):
         n = int(rng.integers(2, 50))
         y, shift = rng.normal(size=n) * 10 ** rng.uniform(-3, 3), rng.choice([0.0, 1e5])
         found, y = y + rng.normal(size=n) + shift, y + shift
@@ -228,7 +228,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(name):
         y, p = world(rng, n)
         return y, p.argmax(1) if metric.needs == "labels" else p
 
-    truth = metric.compute(*arguments(np.random.default_rng(10), 1_000_000))
+    truth = metric.compute(*arguments(np.random.default_rng(10), 300_000))
     rng, hits = np.random.default_rng(11), 0
     for _ in range(400):
         y, p = arguments(rng, 250)

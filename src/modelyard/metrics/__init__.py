@@ -220,7 +220,7 @@ def _one(
         notes.append(f"on {metric.limit:,} of {len(truth):,} rows, drawn at random")
         some = np.sort(np.random.default_rng(seed).choice(len(truth), metric.limit, replace=False))
         truth, prediction, weights = truth[some], prediction[some], None if weights is None else weights[some]
-    given = {"weights": weights, "labels": labels, "positive": positive}
+    given: dict[str, Any] = {"weights": weights, "labels": labels, "positive": positive}
     try:
         value = metric.compute(truth, prediction, **given)
         low, high, how = math.nan, math.nan, ""

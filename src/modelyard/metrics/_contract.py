@@ -126,8 +126,8 @@ def classes(truth: np.ndarray, prediction: np.ndarray, labels: Labels) -> int:
     if labels is not None:
         return len(labels)
     if prediction.ndim == 2:
-        return prediction.shape[1]
+        return int(prediction.shape[1])
     if truth.ndim == 2:
-        return truth.shape[1]
+        return int(truth.shape[1])
     ids = prediction if np.issubdtype(prediction.dtype, np.integer) else truth
     return max(2, int(truth.max(initial=0)) + 1, int(ids.max(initial=0)) + 1)

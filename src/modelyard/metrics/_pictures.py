@@ -198,7 +198,7 @@ def lengths(length_B: np.ndarray) -> dict[str, Any]:
     step = -(-(top + 1) // 30)  # whole numbers in every bin, or the bars form a comb
     edges = np.arange(0, top + 1 + step, step)
     counts = np.histogram(length_B, edges)[0]
-    beyond = int((length_B >= edges[-1]).sum())
+    beyond = int((length_B > edges[-1]).sum())
     return {
         "edges": edges.tolist(),
         "series": [{"label": "", "counts": counts.tolist()}],

@@ -14,7 +14,7 @@ from modelyard.metrics._proportion import closed, mean, sums
 
 
 def _hits(truth: np.ndarray, prediction: np.ndarray, **_: Any) -> np.ndarray:
-    return truth == prediction
+    return np.asarray(truth == prediction)
 
 
 METRIC = Metric("accuracy", "higher", "labels", ("category",), mean(_hits), sums(_hits), closed(_hits), (0.0, 1.0))

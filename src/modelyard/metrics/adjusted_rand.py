@@ -14,10 +14,13 @@ from modelyard.metrics._contract import Metric, Sums, check_rows
 
 def _table(truth: np.ndarray, prediction: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
     check_rows(truth, prediction, weights)
+    row_B: np.ndarray
+    column_B: np.ndarray
     rows, row_B = np.unique(truth, return_inverse=True)
     columns, column_B = np.unique(prediction, return_inverse=True)
     cells = np.bincount(row_B * len(columns) + column_B, weights=weights, minlength=len(rows) * len(columns))
-    return cells.reshape(len(rows), len(columns)).astype(np.float64)
+    table: np.ndarray = cells.reshape(len(rows), len(columns)).astype(np.float64)
+    return np.asarray(table)
 
 
 def _pairs(count: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ def _bins(truth: np.ndarray, prediction: np.ndarray, weights: np.ndarray | None,
 
 def _index(score_B: np.ndarray, bins: int) -> np.ndarray:
     """Bin of each score: (0, 1/bins], … with 0 in the first."""
-    return np.clip(np.ceil(score_B * bins).astype(np.int64) - 1, 0, bins - 1)
+    return np.asarray(np.clip(np.ceil(score_B * bins).astype(np.int64) - 1, 0, bins - 1))
 
 
 def _sums(

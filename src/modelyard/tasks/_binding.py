@@ -124,7 +124,8 @@ def columns(
     """Inputs, outputs, the task of each output and notes on what was guessed."""
     targets = [config.target] if isinstance(config.target, str) else list(config.target or [])
     wanted: dict[str, dict[str, Any]] = {t: {} for t in targets} | {k: _options(v) for k, v in (config.outputs or {}).items()}
-    given = {k: _options(v) for k, v in (config.inputs or {}).items()}
+    chosen_inputs = config.inputs or {}
+    given = {k: _options(v) for k, v in (chosen_inputs.items() if isinstance(chosen_inputs, dict) else ((c, {}) for c in chosen_inputs))}
     absent = [c for c in [*wanted, *given, *_listed(config.ignore)] if c not in frame.columns]
     if absent:
         came = ", ".join(frame.columns)

@@ -38,5 +38,6 @@ border-radius:10px;max-height:30em}
 .worst .value{max-height:11em;overflow:auto}
 .label{border:1px solid var(--edge);border-radius:6px;padding:0 6px}
 summary{cursor:pointer;padding:6px 0}
+@media (max-width:480px){main{padding:10px}th,td{padding:6px}}
 @media print{body{background:#fff}.card,figure,.scroll,pre{break-inside:avoid}}
 """

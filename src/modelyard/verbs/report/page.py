@@ -156,9 +156,11 @@ def _metrics_table(output: Mapping[str, Any], say: Say) -> str:
     rows = []
     for name, found in output.get("metrics", {}).items():
         better = "↑" if found.get("better") == "higher" else "↓" if found.get("better") == "lower" else ""
-        label = f'{escape(say(name))} <span class="soft" title="{say(found.get("better", "higher"))}">{better}</span>'
-        rows.append([label, _value(found), _interval(found), _value(base.get(name, {})), escape(found.get("note", ""))])
-    head = [say("metric"), say("value"), say("interval"), say("baseline"), say("note")]
+        label = (
+            f'{escape(say(name))}&nbsp;<span class="soft" title="{say(found.get("better", "higher"))}">{better}</span>'
+        )
+        rows.append([label, _value(found), _value(base.get(name, {})), _interval(found), escape(found.get("note", ""))])
+    head = [say("metric"), say("value"), say("baseline"), say("interval"), say("note")]
     return _table(head, rows, numbers=(1, 2, 3), prose=(4,)) if rows else ""
 
 

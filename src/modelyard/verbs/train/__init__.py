@@ -103,7 +103,7 @@ def _fit(
     arrays = {s: (pipeline.encode(f).arrays, pipeline.targets(f)) for s, f in bound.splits.items() if s in ("train", "valid") and f.height}
     weights = _weights(bound)
     say(f"training {', '.join(choice.names)} on {bound.rows['train']} examples")
-    run.update(state="training", model=choice.names, data={"rows": bound.rows, "fingerprint": bound.source.fingerprint, "set_aside": len(bound.set_aside)})
+    run.update(state="training", model={"model": choice.names}, data=_data(bound))
     began = time.monotonic()
     graphs: dict[str, Graph]
     if choice.estimator:
@@ -144,21 +144,48 @@ def _judge(
     run: Run, folder: Path, bound: Bound, facts: dict[str, Any], say: Callable[[str], None], interrupted: bool
 ) -> Trained:
     """Metrics and report come from the saved model, loaded back."""
-    from modelyard.verbs.evaluate import evaluate_bound
+    from modelyard.verbs.evaluate import judge
+    from modelyard.verbs.report import write_report
 
     model = Model.load(folder, trust_code=True)
     parity = model.replay()
     splits = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height]
-    evaluation = evaluate_bound(model, bound, splits or ["train"])
+    evaluation = judge(model, bound, splits or ["train"])
     metrics = evaluation.metrics()
     run.write("metrics.json", metrics)
-    run.write("evaluation.json", evaluation.to_json())
-    aside = [vars(s) for s in bound.set_aside]
     run.update(
-        state="interrupted" if interrupted else "finished", finished=now(), training=facts["training"], parity=parity.to_json(),
-        set_aside=aside[:1000], notes=bound.notes, version=model.version,
+        state="interrupted" if interrupted else "finished", finished=now(), version=model.version, parity=parity.to_json(),
+        training=facts["training"], model=_about(model, facts), data=_data(bound), facts={"version": model.version},
     )  # fmt: skip
+    write_report(run.folder, evaluation.splits)
     return Trained(run.folder, folder, metrics, bound.notes, interrupted)
+
+
+def _about(model: Model, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of the report's first card."""
+    section = model.manifest["model"]
+    made = section.get("estimator") or ", ".join(n["name"] for n in section["net"].get("nets", {}).values()) or section["net"]["user"]["module"]
+    training = facts["training"]
+    return {
+        "task": ", ".join(sorted(set(model.tasks.values()))), "model": made, "inputs": [f"{f.name} ({f.kind})" for f in model.signature.inputs],
+        "outputs": [f"{f.name} ({f.kind})" for f in model.signature.outputs], "created": model.manifest["created"],
+        **({"parameters": training["parameters"]} if "parameters" in training else {}), "seconds": round(training["seconds"], 1),
+    }  # fmt: skip
+
+
+def _data(bound: Bound) -> dict[str, Any]:
+    """The report's data section: every row kept or set aside, and the balance of labels."""
+    balance = {}
+    for column in bound.pipeline.outputs:
+        counts = getattr(column.state, "counts", None)
+        if counts:
+            balance[column.name] = dict(counts)
+    read = sum(t.rows_read for t in bound.source.tables.values())
+    aside = [vars(s) for s in bound.set_aside]
+    return {
+        "rows_in": read, "rows": bound.rows, "set_aside": aside[:1000], "set_aside_count": len(aside), "balance": balance,
+        "fingerprint": bound.source.fingerprint, "notes": bound.notes,
+    }  # fmt: skip
 
 
 class _ctrl_c:  # noqa: N801 - used as a context manager, like a function
