@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from modelyard.kinds.image import KIND, PixelsConfig
+from modelyard.kinds._pixels import PixelsConfig
+from modelyard.kinds.image import KIND
 from modelyard.nets import cnn, light, resnet
 from modelyard.verbs.train.augment import ImageAugment, read
 
