@@ -166,6 +166,10 @@ class Encoding(ABC):
         """(part, size) that a model must produce for a target in this encoding, e.g. `("logits", K)`."""
         raise NotImplementedError(f"{self.name} is an input-only encoding")
 
+    def learned(self, state: Any, outputs: Mapping[str, np.ndarray]) -> Any:
+        """The state once a model was fitted, for what only its outputs (by part) tell: the number of groups."""
+        return state
+
     def decode(self, arrays: Mapping[str, np.ndarray], state: Any, context: Context) -> dict[str, pl.Series]:
         """Graph outputs back to answer columns: `""` is the answer, `scores`, `low`, `high`, `set` stand beside it."""
         raise NotImplementedError(f"{self.name} is an input-only encoding")
@@ -240,6 +244,13 @@ class Kind(ABC):
         top = np.sort(left, axis=1)[:, -2:]
         tie = ~same & (top[:, -1] - top[:, 0] < 2 * tolerance)
         return difference, (same | tie) & (difference <= tolerance), tie
+
+    def evidence(self, column: pl.Series, encoding: Encoding, state: Any) -> Any:
+        """A canonical column of answers or truths as metrics take it: ids, multi-hot vectors, numbers.
+
+        By default the first array of the target encoding; -1 is a label that training never saw.
+        """
+        return next(iter(encoding.encode(column, state, {}).values()))
 
     @abstractmethod
     def summary(self, column: pl.Series) -> dict[str, Any]:

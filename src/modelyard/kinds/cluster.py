@@ -59,6 +59,10 @@ class ClusterIndex(Encoding):
         """Squared distances to every group; the number of groups may still be open (0)."""
         return "distances", state.groups
 
+    def learned(self, state: ClusterState, outputs: Mapping[str, np.ndarray]) -> ClusterState:
+        """The number of groups is the number of distances."""
+        return ClusterState(outputs["distances"].shape[1])
+
     def decode(self, arrays: Mapping[str, np.ndarray], state: ClusterState, context: Context) -> dict[str, pl.Series]:
         """The nearest group of `distances` (B, K), with a softmax of the negative distances as scores."""
         distances = arrays["distances"]

@@ -192,6 +192,10 @@ class Number(Kind):
         difference = self.distance(a[""], b[""]) / scale / size
         return difference, difference <= tolerance, np.zeros(len(difference), bool)
 
+    def evidence(self, column: pl.Series, encoding: Encoding, state: Any) -> np.ndarray:
+        """The numbers in the unit of the data."""
+        return column.to_numpy().astype(np.float64)
+
     def summary(self, column: pl.Series) -> dict[str, Any]:
         """Mean, deviation and the 0, 1, 5, 25, 50, 75, 95, 99 and 100 % quantiles."""
         x = column.drop_nulls()

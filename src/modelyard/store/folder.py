@@ -6,7 +6,6 @@ sha256, so a changed byte anywhere is another version.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from modelyard.errors import ArtefactError, Problem
+from modelyard.store import atomic
+from modelyard.store.atomic import sha256
 
 FORMAT = 1
 """Raised when a reader of the old format could give a wrong answer."""
@@ -22,15 +23,6 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 MANIFEST_LIMIT = 512 * 2**20
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces of 1 MiB."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def write(folder: Path, manifest: dict[str, Any], fill: Callable[[Path], None]) -> Path:
@@ -47,15 +39,14 @@ def write(folder: Path, manifest: dict[str, Any], fill: Callable[[Path], None]) 
         fill(aside)
         files = {}
         for path in sorted(p for p in aside.rglob("*") if p.is_file()):
-            _sync(path)
+            atomic.sync(path)
             files[path.relative_to(aside).as_posix()] = {"sha256": sha256(path), "size": path.stat().st_size}
         body = {"format": FORMAT, **manifest, "files": files}
         target = aside / MANIFEST
         target.write_text(json.dumps(body, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        _sync(target)
-        _sync(aside)
-        os.rename(aside, folder)
-        _sync(folder.parent)
+        atomic.sync(target)
+        atomic.sync(aside)
+        atomic.rename(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -104,11 +95,3 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def version(folder: Path) -> str:
     """Twelve hex digits that name this very model."""
     return sha256(folder / MANIFEST)[:12]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

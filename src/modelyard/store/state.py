@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,24 +71,28 @@ def restore(cls: type[T], packed: Any, arrays: dict[str, np.ndarray]) -> T:
     return cls(**value)
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """A safetensors file (format: https://github.com/huggingface/safetensors)."""
+def arrays_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """A safetensors file as bytes (the format of the library of that name)."""
     names = {np.dtype(v).str.lstrip("|"): k for k, v in DTYPES.items()}
     header: dict[str, Any] = {}
+    pieces: list[bytes] = []
     offset = 0
     for name in sorted(arrays):
-        array = arrays[name]
-        code = names.get(array.dtype.newbyteorder("<").str.lstrip("|"))
+        array = arrays[name].astype(arrays[name].dtype.newbyteorder("<"), copy=False)
+        code = names.get(array.dtype.str.lstrip("|"))
         if code is None:
             raise TypeError(f"{name}: arrays of {array.dtype} are not stored")
         header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
+        pieces.append(np.ascontiguousarray(array).tobytes())
         offset += array.nbytes
     text = json.dumps(header, ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in sorted(arrays):
-            file.write(np.ascontiguousarray(arrays[name]).astype(arrays[name].dtype.newbyteorder("<"), copy=False).tobytes())
+    return b"".join([struct.pack("<Q", len(text)), text, *pieces])
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """A safetensors file."""
+    path.write_bytes(arrays_bytes(arrays))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -1,0 +1,348 @@
+"""Files and objects to tables: CSV, TSV, JSON lines, Parquet (gzip too), Polars, pandas, Arrow and NumPy objects.
+
+Texts are UTF-8 with or without a byte-order mark, else GB18030 with a note. Every physical row is kept or set aside with
+its line, column and reason; none is merged with its neighbour or lost to a stray quote.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from modelyard.data.table import SetAside, Table
+from modelyard.errors import DataError, Problem
+
+MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?")
+"""Taken as missing in columns whose other values are numbers; in columns of texts only the empty field is missing, because
+`NA` may be Namibia and `None` an answer. `data.missing` names more for all columns."""
+
+SIZE_LIMIT = 8 * 2**30
+"""Bytes after decompression above which a text file is refused: a gzip bomb of 8 MB holds 8 GB."""
+
+SPAN = 200
+"""Physical lines that one quoted field may span before its quote counts as stray."""
+
+SEPARATORS = (",", "\t", ";", "|")
+INTEGER = r"^[+-]?(0|[1-9]\d{0,17})$"
+DECIMAL = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?$"
+ZERO_LED = r"^[+-]?0\d"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read; None means found out."""
+
+    encoding: str | None = None
+    separator: str | None = None
+    header: bool = True
+    missing: tuple[str, ...] = ()
+    limit: int | None = None
+
+
+def read(source: Any, reading: Reading | None = None, name: str = "train") -> Table:
+    """One table from a file or an object. Raises `DataError` saying what came and what is read."""
+    reading = reading or Reading()
+    if isinstance(source, str | Path):
+        table = _file(Path(source), reading, name)
+    else:
+        table = Table(name, _object(source))
+    _check_names(table.data.columns, str(source) if isinstance(source, str | Path) else name)
+    if reading.limit is not None and table.rows > reading.limit:
+        table.notes.append(f"{name}: the first {reading.limit} of {table.rows} rows were taken (data.limit)")
+        table = Table(name, table.data.head(reading.limit), table.set_aside, table.notes)
+    return table
+
+
+def _file(path: Path, reading: Reading, name: str) -> Table:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; name a file, a folder or a table")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty; it needs a header and at least one row")
+    kind = _suffix(path)
+    if kind in ("parquet", "pq"):
+        try:
+            return Table(name, pl.read_parquet(path))
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise DataError(f"{path} is no readable Parquet file: {str(error)[:200]}") from None
+    if kind not in ("csv", "tsv", "txt", "data", "jsonl", "ndjson", "json"):
+        raise DataError(f"{path} is of no known type; tables are .csv, .tsv, .jsonl, .json or .parquet (.gz too)")
+    text, notes = decode(bytes_of(path), reading.encoding, path)
+    if kind in ("jsonl", "ndjson", "json"):
+        table = _json(text, path, name) if kind == "json" else _json_lines(text, path, name)
+    else:
+        table = _delimited(text, path, name, reading, "\t" if kind == "tsv" else None)
+    table.notes = notes + table.notes
+    return table
+
+
+def _suffix(path: Path) -> str:
+    parts = path.name.lower().split(".")
+    return parts[-2] if parts[-1] == "gz" and len(parts) > 2 else parts[-1]
+
+
+def bytes_of(path: Path) -> bytes:
+    """Content of a file, decompressed up to `SIZE_LIMIT`."""
+    if path.stat().st_size > SIZE_LIMIT:
+        raise DataError(f"{path} holds more than {SIZE_LIMIT} bytes; convert it to Parquet, which is read by column")
+    if path.suffix.lower() != ".gz":
+        return path.read_bytes()
+    out = io.BytesIO()
+    try:
+        with gzip.open(path) as file:
+            while piece := file.read(2**22):
+                out.write(piece)
+                if out.tell() > SIZE_LIMIT:
+                    raise DataError(f"{path} unpacks to more than {SIZE_LIMIT} bytes and was refused")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is no whole gzip file: {error}") from None
+    return out.getvalue()
+
+
+def decode(raw: bytes, encoding: str | None, path: Path) -> tuple[str, list[str]]:
+    """(text, notes). UTF-8, else GB18030 with a note; UTF-16 and binary content are refused."""
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(f"{path} is UTF-16; save it as UTF-8 (in a spreadsheet: CSV UTF-8)")
+    if encoding:
+        try:
+            return raw.decode(encoding), []
+        except LookupError:
+            raise DataError(f"the encoding {encoding!r} is not known; try utf-8 or gb18030") from None
+        except UnicodeDecodeError as error:
+            line = raw[: error.start].count(b"\n") + 1
+            raise DataError(f"{path}:{line}: byte {raw[error.start]:#04x} is not {encoding}; name the right data.encoding") from None
+    try:
+        return raw.decode("utf-8-sig"), []
+    except UnicodeDecodeError as utf8:
+        try:
+            text = raw.decode("gb18030")
+        except UnicodeDecodeError:
+            line = raw[: utf8.start].count(b"\n") + 1
+            message = f"{path}:{line}: byte {raw[utf8.start]:#04x} is neither UTF-8 nor GB18030; save the file as UTF-8 or name data.encoding"
+            raise DataError(message) from None
+        return text, [f"{path.name} was read as GB18030, since it is not UTF-8"]
+
+
+def _delimited(text: str, path: Path, name: str, reading: Reading, separator: str | None) -> Table:
+    lines = text.splitlines() if "\x0b" not in text and "\x0c" not in text and "\x85" not in text and "\u2028" not in text else _newlines(text)
+    first = next((i for i, line in enumerate(lines) if line.strip()), None)
+    if first is None:
+        raise DataError(f"{path} holds no rows")
+    sep = reading.separator or separator or sniff(lines[first : first + 50])
+    try:
+        head = next(csv.reader([lines[first]], delimiter=sep))
+    except csv.Error as error:
+        raise DataError(f"{path}:{first + 1}: the header cannot be read: {error}") from None
+    if reading.header:
+        names = [h.strip() for h in head]
+        body = first + 1
+        _check_names(names, f"{path}:{first + 1}")
+    else:
+        names = [f"column_{i + 1}" for i in range(len(head))]
+        body = first
+    columns, aside = _records(lines, body, len(names), names, sep, str(path))
+    frame = pl.DataFrame({n: typed(pl.Series(n, c, dtype=pl.String), reading.missing) for n, c in zip(names, columns, strict=True)})
+    return Table(name, frame, aside)
+
+
+def _newlines(text: str) -> list[str]:
+    """Lines cut at newlines only: `str.splitlines` would also cut at form feeds and U+2028 inside fields."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines[:-1] if lines and not lines[-1] else lines
+
+
+def sniff(lines: Sequence[str]) -> str:
+    """The separator whose count per line is most even and not zero; a comma where none is."""
+    best, score = ",", 0.0
+    sample = [line for line in lines if line.strip()]
+    for separator in SEPARATORS:
+        counts = [sum(1 for _ in next(csv.reader([line], delimiter=separator), [])) - 1 for line in sample if "\x00" not in line]
+        if counts and counts[0] > 0:
+            even = sum(c == counts[0] for c in counts) / len(counts)
+            if even + min(counts[0], 50) / 1000 > score:
+                best, score = separator, even + min(counts[0], 50) / 1000
+    return best
+
+
+def _records(
+    lines: list[str], start: int, width: int, names: list[str], sep: str, file: str
+) -> tuple[list[list[str]], list[SetAside]]:
+    """Columns of the body, and what was set aside. A fast path for lines without quotes; `csv` for the others."""
+    rows: list[list[str]] = []
+    aside: list[SetAside] = []
+    i = start
+    while i < len(lines):
+        line = lines[i]
+        if '"' not in line:
+            fields: list[str] | None = line.split(sep)
+            if len(fields) != width:  # type: ignore[arg-type]
+                if not line.strip():
+                    i += 1  # an empty line is no row
+                    continue
+                aside.append(_ragged(file, i + 1, fields or [], width, names, line))
+            elif "\x00" in line:
+                aside.append(SetAside(file, i + 1, None, "holds a NUL byte", repr(line)[:80]))
+            else:
+                rows.append(fields)  # type: ignore[arg-type]
+            i += 1
+            continue
+        fields, used, reason = _quoted(lines, i, width, sep)
+        if fields is None:
+            aside.append(SetAside(file, i + 1, None, reason, line[:80]))
+        elif len(fields) != width:
+            aside.append(_ragged(file, i + 1, fields, width, names, line))
+        else:
+            rows.append(fields)
+        i += used
+    return [list(c) for c in zip(*rows, strict=True)] if rows else [[] for _ in range(width)], aside
+
+
+def _ragged(file: str, line: int, fields: list[str], width: int, names: list[str], text: str) -> SetAside:
+    column = names[len(fields)] if len(fields) < width else None
+    return SetAside(file, line, column, f"has {len(fields)} fields where the header has {width}", text[:80])
+
+
+def _quoted(lines: list[str], i: int, width: int, sep: str) -> tuple[list[str] | None, int, str]:
+    """(fields or None, physical lines used, reason). A quote that is never closed costs its own line only."""
+    for used in range(1, SPAN + 1):
+        if i + used > len(lines):
+            break
+        try:
+            fields = next(csv.reader(["\n".join(lines[i : i + used])] if used == 1 else [x + "\n" for x in lines[i : i + used - 1]] + [lines[i + used - 1]], delimiter=sep, strict=True))
+        except csv.Error as error:
+            if "unexpected end of data" in str(error) or "newline inside string" in str(error):
+                continue
+            if "field larger" in str(error):
+                return None, used, "holds a field of more than 131,072 characters"
+            return None, 1, f"has a stray quote ({error})"
+        if used > 1 and width > 1 and all(x.count(sep) == width - 1 for x in lines[i + 1 : i + used]):
+            return None, 1, "has a quote that is not closed on its line, and the next lines are whole rows"
+        return fields, used, ""
+    return None, 1, "has a quote that is never closed"
+
+
+def typed(column: pl.Series, missing: Sequence[str] = ()) -> pl.Series:
+    """A column of texts as integers or decimals where that changes no value, else as it is.
+
+    Leading zeros (007), integers beyond 18 digits and numbers that overflow stay texts.
+    """
+    text = column.set(column == "", None)
+    if missing:
+        text = text.set(text.is_in(list(missing)).fill_null(False), None)
+    stripped = text.str.strip_chars()
+    numeric = stripped.set(stripped.is_in(list(MISSING)).fill_null(False), None)
+    if numeric.null_count() == len(numeric):
+        return text
+    if not numeric.str.contains(DECIMAL).fill_null(True).all() or numeric.str.contains(ZERO_LED + r"(\d|$)").fill_null(False).any():
+        return text
+    if numeric.str.contains(r"^[+-]?0\d").fill_null(False).any():
+        return text
+    if numeric.str.contains(INTEGER).fill_null(True).all():
+        return numeric.cast(pl.Int64)
+    if numeric.str.contains(r"^[+-]?\d{16,}$").fill_null(False).any():
+        return text
+    values = numeric.cast(pl.Float64)
+    return values if values.is_finite().fill_null(True).all() else text
+
+
+def _json_lines(text: str, path: Path, name: str) -> Table:
+    rows, aside = [], []
+    for number, line in enumerate(_newlines(text), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            aside.append(SetAside(str(path), number, None, f"is not JSON: {str(error)[:80]}", line[:80]))
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            aside.append(SetAside(str(path), number, None, "is not a JSON object", line[:80]))
+    if not rows:
+        first = f": line {aside[0].line} {aside[0].reason}" if aside else ""
+        raise DataError(f"{path} holds no JSON objects, one a line{first}")
+    return Table(name, from_records(rows), aside)
+
+
+def _json(text: str, path: Path, name: str) -> Table:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return _json_lines(text, path, name)  # many .json files hold JSON lines
+    if isinstance(value, dict) and value and all(isinstance(v, list) for v in value.values()):
+        if len({len(v) for v in value.values()}) != 1:
+            raise DataError(f"{path}: the columns have different lengths")
+        return Table(name, pl.DataFrame({k: column_of(k, v) for k, v in value.items()}))
+    rows = [value] if isinstance(value, dict) else value
+    if not isinstance(rows, list) or not rows:
+        raise DataError(f"{path} holds {type(value).__name__}; expected a list of objects or an object of columns")
+    good = [(i, r) for i, r in enumerate(rows, 1) if isinstance(r, dict)]
+    aside = [SetAside(str(path), i, None, "is not a JSON object", repr(r)[:80]) for i, r in enumerate(rows, 1) if not isinstance(r, dict)]
+    if not good:
+        raise DataError(f"{path}: none of its {len(rows)} elements is an object")
+    return Table(name, from_records([r for _, r in good]), aside)
+
+
+def from_records(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    """Columns over the union of all keys; a key that a row lacks is missing."""
+    names = list(dict.fromkeys(k for row in rows for k in row))
+    return pl.DataFrame({str(n): column_of(str(n), [row.get(n) for row in rows]) for n in names})
+
+
+def column_of(name: str, values: Sequence[Any]) -> pl.Series:
+    """A column of JSON values; mixed types become texts so that nothing is turned into a silent null."""
+    try:
+        return pl.Series(name, list(values))
+    except (TypeError, OverflowError, pl.exceptions.PolarsError):
+        pass
+    if all(v is None or (isinstance(v, int | float) and not isinstance(v, bool)) for v in values):
+        try:
+            return pl.Series(name, [None if v is None else float(v) for v in values], dtype=pl.Float64)
+        except OverflowError:
+            pass
+    texts = [v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
+    return pl.Series(name, texts, dtype=pl.String)
+
+
+def _object(source: Any) -> pl.DataFrame:
+    if isinstance(source, Table):
+        return source.data
+    if isinstance(source, pl.DataFrame):
+        return source
+    if isinstance(source, pl.LazyFrame):
+        return source.collect()
+    if isinstance(source, Mapping):
+        lengths = {k: len(v) for k, v in source.items()}
+        if len(set(lengths.values())) > 1:
+            raise DataError(f"the columns have different lengths: {lengths}")
+        return pl.DataFrame({k: v if isinstance(v, pl.Series | np.ndarray) else column_of(str(k), v) for k, v in source.items()})
+    if isinstance(source, np.ndarray) and source.ndim == 2:
+        return pl.DataFrame({f"column_{i + 1}": source[:, i] for i in range(source.shape[1])})
+    if hasattr(source, "__arrow_c_stream__") or type(source).__module__.split(".")[0] in ("pandas", "pyarrow"):
+        return pl.DataFrame(source)
+    if isinstance(source, Sequence) and source and all(isinstance(r, Mapping) for r in source):
+        return from_records(source)
+    message = f"data came as {type(source).__name__}; give a path, a dict of columns, a list of dicts, or a Polars, pandas, Arrow or NumPy table"
+    raise DataError(message)
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
+    problems = [Problem("has no name", f"column {i}") for i, n in enumerate(names, 1) if not n]
+    problems += [Problem("appears more than once", n) for n in dict.fromkeys(n for n in names if n and list(names).count(n) > 1)]
+    if problems:
+        raise DataError(f"{where}: {len(problems)} column name(s) cannot be used; every column needs its own name", problems)
+
+
+def physical_rows(text: str) -> Iterator[str]:
+    """Non-empty physical lines (a second counter for tests)."""
+    return (line for line in _newlines(text) if line.strip())

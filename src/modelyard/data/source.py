@@ -1,0 +1,138 @@
+"""The `data` section and the source it opens: named tables with everything that was set aside."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+
+from modelyard.data.images import read_folder, read_zip, with_images
+from modelyard.data.read import Reading, read
+from modelyard.data.split import SplitConfig
+from modelyard.data.table import SetAside, Table
+from modelyard.data.typing import IMAGE_SUFFIX
+from modelyard.errors import DataError
+
+TABLES = ("train", "valid", "test", "unlabelled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """`data`: where the rows are and what the columns mean; a text alone is the path."""
+
+    SHORTHAND: ClassVar[str] = "path"
+
+    path: Any = None
+    """File, folder or zip with the rows to learn from (relative to the project file), or a table object in Python."""
+    train: Any = None
+    """The same as path, beside valid and test."""
+    valid: Any = None
+    """File used to stop and to choose."""
+    test: Any = None
+    """File used for the final judgement only."""
+    unlabelled: Any = None
+    """File of rows without targets, for methods that use them."""
+    env: Any = None
+    """An environment to act in (`package/name`), instead of rows."""
+    env_settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the environment."""
+    target: str | list[str] | None = None
+    """Column(s) to predict."""
+    inputs: dict[str, Any] | list[str] | None = None
+    """Columns to learn from: a list, or a map column → kind or {kind, encoding, …}. Without it: all that have no other role."""
+    outputs: dict[str, Any] | None = None
+    """Columns to predict: a map column → kind or {kind, task}."""
+    ignore: str | list[str] | None = None
+    """Columns left out."""
+    id: str | list[str] | None = None
+    """Columns that name a row; left out of the inputs, checked for duplicates between splits."""
+    weight: str | None = None
+    """Column with the weight of each row."""
+    group: str | None = None
+    """Column with the group (series, customer) of each row, for frames that need one."""
+    time: str | None = None
+    """Column with the time of each row, for frames that need one."""
+    frame: dict[str, Any] = field(default_factory=dict)
+    """Settings of the task's frame (length, horizon …)."""
+    split: SplitConfig = SplitConfig()
+    """How rows are divided into train, valid and test."""
+    encoding: str | None = None
+    """Text encoding of the file; without it UTF-8, else GB18030."""
+    separator: str | None = None
+    """Field separator of delimited files; without it found out."""
+    header: bool = True
+    """Whether delimited files begin with column names; without: column_1, column_2 …"""
+    missing: list[str] = field(default_factory=list)
+    """Further texts that mean missing, in every column."""
+    limit: int | None = None
+    """Take only this many rows of each table."""
+    drop_missing_targets: bool = False
+    """Set rows without a target aside instead of refusing the data."""
+
+
+@dataclass
+class Source:
+    """Named tables, read."""
+
+    tables: dict[str, Table]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def set_aside(self) -> list[SetAside]:
+        """What no table kept."""
+        return [s for t in self.tables.values() for s in t.set_aside]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over all tables."""
+        text = "".join(f"{name}:{t.fingerprint}\n" for name, t in sorted(self.tables.items()))
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def open_source(config: DataConfig, base: Path) -> Source:
+    """Read every table that `config` names. Raises `DataError`."""
+    first = config.path if config.path is not None else config.train
+    if first is None:
+        raise DataError("no data is named; write data=PATH (a file, folder or zip) or data: {path: …} in the project file")
+    reading = Reading(config.encoding, config.separator, config.header, tuple(config.missing), config.limit)
+    tables = _tables(first, base, reading, "train")
+    for name in ("valid", "test", "unlabelled"):
+        given = getattr(config, name)
+        if given is not None:
+            tables[name] = next(iter(_tables(given, base, reading, name).values()))
+            tables[name].name = name
+    if "train" not in tables:
+        raise DataError(f"{first} holds {', '.join(tables)} but nothing to train on")
+    tables = {name: tables[name] for name in TABLES if name in tables}
+    for name, table in tables.items():
+        if config.limit is not None and table.rows > config.limit:
+            # a seeded sample: the head of an ordered file would hold one class
+            index = np.sort(np.random.default_rng(0).permutation(table.rows)[: config.limit])
+            tables[name] = Table(name, table.data[index], table.set_aside, [*table.notes, f"{name}: a sample of {config.limit} of {table.rows} rows (data.limit)"])
+    return Source(tables, [note for t in tables.values() for note in t.notes])
+
+
+def _tables(given: Any, base: Path, reading: Reading, name: str) -> dict[str, Table]:
+    plain = Reading(reading.encoding, reading.separator, reading.header, reading.missing)
+    if not isinstance(given, str | Path):
+        if isinstance(given, Mapping) and given and set(given) <= set(TABLES):
+            return {k: read(v, plain, k) for k, v in given.items()}
+        return {name: read(given, plain, name)}
+    path = Path(given).expanduser()
+    path = path if path.is_absolute() else base / path
+    if path.is_dir():
+        return read_folder(path)
+    if path.suffix.lower() == ".zip" and path.is_file():
+        return read_zip(path)
+    table = read(path, plain, name)
+    for column in table.data.columns:
+        values = table.data[column].drop_nulls()
+        if values.dtype == pl.String and len(values) and values.head(100).str.contains(IMAGE_SUFFIX).all():
+            table.data = with_images(table.data, column, path.parent)
+    return {name: table}

@@ -1,0 +1,7 @@
+"""Share of the rows predicted positive that are; two classes: of the positive class, else the macro mean."""
+
+from __future__ import annotations
+
+from modelyard.metrics._confusion import class_metric
+
+METRIC = class_metric("precision", "precision", "auto")

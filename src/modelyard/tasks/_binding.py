@@ -1,0 +1,318 @@
+"""Binds a project's data to its tasks: which columns are inputs and outputs, of which kind, and which examples go where.
+
+Shared by every verb that reads data (check, plan, train, evaluate); it lives beside the tasks because it needs them and
+the runtime's pipeline, and nothing above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from modelyard import registry
+from modelyard.data import typing as guessing
+from modelyard.data.source import DataConfig, Source, open_source
+from modelyard.data.split import split
+from modelyard.data.table import SetAside
+from modelyard.errors import DataError, Problem, Unsupported
+from modelyard.kinds._contract import RowError
+from modelyard.runtime.pipeline import Column, Pipeline
+from modelyard.tasks._contract import Task
+
+SHOWN = 3
+"""Row errors of one column that a message spells out."""
+
+
+@dataclass
+class Bound:
+    """Columns and checked examples, split; nothing fitted yet."""
+
+    pipeline: Pipeline
+    tasks: dict[str, Task]
+    """By output."""
+    source: Source
+    splits: dict[str, pl.DataFrame]
+    """Checked inputs, targets and carried columns (weight, group, time) of `train`, `valid`, `test`, …"""
+    frame: dict[str, Any]
+    set_aside: list[SetAside]
+    notes: list[str]
+    raw: dict[str, pl.DataFrame] = field(default_factory=dict)
+    """The rows before checking, as they came, for stored examples."""
+    carried: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Examples by split."""
+        return {name: frame.height for name, frame in self.splits.items()}
+
+
+def task_named(name: str) -> tuple[Task, tuple[str, ...] | None]:
+    """The task and, for an alias such as `text-classification`, the kinds of input it allows."""
+    for general in registry.names("tasks"):
+        if name == general:
+            break
+        aliases = getattr(registry.load("tasks", general), "ALIASES", {})
+        if name in aliases:
+            return registry.load("tasks", general).TASK, aliases[name]
+    return registry.load("tasks", name).TASK, None
+
+
+def task_for(kind: str | None) -> Task:
+    """The task that predicts a kind of column; None (no target) is the task without one."""
+    for name in registry.names("tasks"):
+        task: Task = registry.load("tasks", name).TASK
+        if (kind is None and not task.supervised) or (task.supervised and kind in task.kinds):
+            return task
+    raise Unsupported(f"no task predicts columns of kind {kind!r}", "not yet")
+
+
+def bind(
+    config: DataConfig,
+    task: str | None,
+    base: Path,
+    *,
+    seed: int = 0,
+    source: Source | None = None,
+    like: Pipeline | None = None,
+) -> Bound:
+    """Read, type, check and split the data of a project.
+
+    `like` is the pipeline of a saved model: its columns and kinds are used instead of guesses (evaluate, compare).
+    Raises `DataError` with everything that keeps this data from training.
+    """
+    source = open_source(config, base) if source is None else source
+    first = next(iter(source.tables.values())).frame()
+    inputs, outputs, tasks, notes = columns(config, task, first) if like is None else _as_before(like, task)
+    pipeline = Pipeline(inputs, outputs)
+    carried = tuple(
+        c for c in dict.fromkeys([config.weight, config.group, config.time, *_split_columns(config)]) if c and c in first.columns
+    )
+    frame = _frame(tasks, config)
+    set_aside = list(source.set_aside)
+    tables: dict[str, pl.DataFrame] = {}
+    raws: dict[str, pl.DataFrame] = {}
+    problems: list[Problem] = []
+    for name, table in source.tables.items():
+        whole = table.frame()
+        _require(whole, inputs, outputs, name, problems)
+        if problems:
+            continue
+        module = registry.load("data/frames", frame["name"])
+        examples, origin = module.examples(whole, module.Config(**frame["config"]), training=True)
+        clean, kept, gone = _check(pipeline, examples, origin, carried, name, config, problems)
+        set_aside += gone
+        tables[name], raws[name] = clean, examples[kept]
+    if problems:
+        raise DataError(f"the data cannot be used as it is ({len(problems)} problem(s))", problems)
+    splits, raw = _split(tables, raws, config, [c.name for c in outputs if tasks[c.name].supervised], seed)
+    _trainable(splits, outputs, tasks, problems)
+    if problems:
+        raise DataError(f"the data cannot train this ({len(problems)} problem(s))", problems)
+    for column in pipeline.inputs:
+        column.summary = column.rules.summary(splits["train"][column.name])
+    return Bound(pipeline, tasks, source, splits, frame, set_aside, [*source.notes, *notes], raw, carried)
+
+
+def columns(
+    config: DataConfig, task: str | None, frame: pl.DataFrame
+) -> tuple[list[Column], list[Column], dict[str, Task], list[str]]:
+    """Inputs, outputs, the task of each output and notes on what was guessed."""
+    targets = [config.target] if isinstance(config.target, str) else list(config.target or [])
+    wanted: dict[str, dict[str, Any]] = {t: {} for t in targets} | {k: _options(v) for k, v in (config.outputs or {}).items()}
+    chosen_inputs = config.inputs or {}
+    given = {k: _options(v) for k, v in (chosen_inputs.items() if isinstance(chosen_inputs, dict) else ((c, {}) for c in chosen_inputs))}
+    absent = [c for c in [*wanted, *given, *_listed(config.ignore)] if c not in frame.columns]
+    if absent:
+        came = ", ".join(frame.columns)
+        details = [Problem(f"is not a column of the data; it has: {came}", c, _nearest(c, frame.columns)) for c in absent]
+        raise DataError(f"column(s) not found: {', '.join(absent)}", details)
+    guesses = guessing.infer(frame)
+    notes: list[str] = []
+    outputs: list[Column] = []
+    tasks: dict[str, Task] = {}
+    allowed: tuple[str, ...] | None = None
+    for name, options in wanted.items():
+        named = options.get("task") or task
+        chosen, allowed = task_named(named) if named else (None, None)
+        kind = options.get("kind") or _target_kind(frame[name], chosen, guessing.target_kind(frame[name]).kind)
+        if chosen is None:
+            chosen = task_for(kind)
+            notes.append(f"{name}: taken as {kind}, so the task is {chosen.name} ({guessing.target_kind(frame[name]).why})")
+        outputs.append(_output(name, kind, chosen))
+        tasks[name] = chosen
+    if not wanted:
+        chosen, allowed = task_named(task) if task else (task_for(None), None)
+        if chosen.supervised:
+            hint = f"Name the column to predict with target=NAME; the data has: {', '.join(frame.columns)}."
+            raise DataError(f"the task {chosen.name} needs a target column", [Problem("is not given", "data.target", hint)])
+        outputs.append(_output(chosen.output, chosen.kinds[0], chosen))
+        tasks[chosen.output] = chosen
+    roles = {config.weight, config.group, config.time, *_split_columns(config), *_listed(config.id), *_listed(config.ignore)}
+    names = list(given) or [c for c in frame.columns if c not in wanted and c not in roles]
+    inputs = []
+    for name in names:
+        guess = guesses[name]
+        options = given.get(name, {})
+        if not given and guess.role_hint in ("id", "constant"):
+            notes.append(f"{name}: left out, it looks like {guess.role_hint} ({guess.why}); name it under data.inputs to keep it")
+            continue
+        kind = options.get("kind") or guess.kind
+        encoding = options.get("encoding") or next(iter(registry.load("kinds", kind).KIND.encodings))
+        inputs.append(_input(name, kind, encoding, {k: v for k, v in options.items() if k not in ("kind", "encoding")}))
+    if not inputs:
+        raise DataError("no input column is left", [Problem("name at least one under data.inputs", "data.inputs")])
+    if allowed is not None and (wrong := [c for c in inputs if c.kind not in allowed]):
+        general = next(iter(tasks.values())).name
+        details = [Problem(f"is of kind {c.kind}", c.name) for c in wrong]
+        message = f"{task} allows inputs of kind {', '.join(allowed)}; for other inputs write task: {general}"
+        raise DataError(message, details)
+    for column in outputs:
+        if tasks[column.name].aligned:
+            column.of = inputs[0].name
+    return inputs, outputs, tasks, notes
+
+
+def _as_before(like: Pipeline, task: str | None) -> tuple[list[Column], list[Column], dict[str, Task], list[str]]:
+    tasks = {}
+    for column in like.outputs:
+        named = task_named(task)[0] if task else task_for(None if column.kind == "cluster" else column.kind)
+        tasks[column.name] = named
+    return like.inputs, like.outputs, tasks, []
+
+
+def _input(name: str, kind: str, encoding: str, options: Mapping[str, Any]) -> Column:
+    column = Column(name, kind, encoding)
+    known = {f for f in column.config.__dataclass_fields__}
+    if unknown := set(options) - known:
+        allowed = ", ".join(sorted(known)) or "nothing"
+        raise DataError(f"data.inputs.{name}: {', '.join(sorted(unknown))} is not a setting of {encoding}; it takes {allowed}")
+    column.config = column.coder.Config(**options)
+    return column
+
+
+def _output(name: str, kind: str, task: Task) -> Column:
+    rules = registry.load("kinds", kind).KIND
+    if kind not in task.kinds or rules.target_encoding is None:
+        message = f"{name}: the task {task.name} predicts {' or '.join(task.kinds)}, not {kind}"
+        raise DataError(message, [Problem(message, name)])
+    column = Column(name, kind, rules.target_encoding)
+    if "target" in column.config.__dataclass_fields__:
+        column.config = column.coder.Config(target=True)
+    return column
+
+
+def _target_kind(column: pl.Series, task: Task | None, guess: str) -> str:
+    if task is None:
+        return guess if any(guess in registry.load("tasks", t).TASK.kinds for t in registry.names("tasks")) else "category"
+    if len(task.kinds) == 1:
+        return task.kinds[0]
+    return guess if guess in task.kinds else task.kinds[0]
+
+
+def _frame(tasks: Mapping[str, Task], config: DataConfig) -> dict[str, Any]:
+    frames = {(t.frame, tuple(sorted(t.frame_config(config).items()))) for t in tasks.values()}
+    if len(frames) > 1:
+        raise Unsupported("outputs with different frames in one model: " + ", ".join(sorted(f for f, _ in frames)), "never")
+    name, settings = frames.pop()
+    return {"name": name, "config": dict(settings)}
+
+
+def _require(
+    frame: pl.DataFrame, inputs: list[Column], outputs: list[Column], table: str, problems: list[Problem]
+) -> None:
+    for column in inputs:
+        if column.name not in frame.columns:
+            problems.append(Problem(f"the table {table} lacks the input column", column.name))
+
+
+def _check(
+    pipeline: Pipeline,
+    examples: pl.DataFrame,
+    origin: np.ndarray,
+    carried: tuple[str, ...],
+    table: str,
+    config: DataConfig,
+    problems: list[Problem],
+) -> tuple[pl.DataFrame, np.ndarray, list[SetAside]]:
+    """(checked kept examples, their positions, what was set aside). Bad inputs leave; bad targets are problems."""
+    inputs, errors = pipeline.check(examples)
+    targets = [c for c in pipeline.outputs if c.name in examples.columns]
+    labels, wrong = pipeline.check(examples, columns=targets)
+    for column in targets:
+        bad = [e for e in wrong if e.column == column.name]
+        if bad:
+            problems.append(_row_problem(table, column.name, bad, origin))
+        absent = np.flatnonzero(labels[column.name].is_null().to_numpy())
+        absent = np.setdiff1d(absent, [e.row for e in bad])
+        if len(absent) and not config.drop_missing_targets and table != "unlabelled":
+            missing = [RowError(int(r), column.name, "has no target") for r in absent]
+            hint = "Fill them, or set data.drop_missing_targets=true to set those rows aside."
+            problems.append(_row_problem(table, column.name, missing, origin, hint))
+        elif len(absent):
+            errors += [RowError(int(r), column.name, "has no target") for r in absent]
+    gone = {e.row: e for e in reversed(errors)}
+    aside = [SetAside(table, int(origin[e.row]) + 1, e.column, e.reason, e.value) for e in gone.values()]
+    kept = np.array([i for i in range(examples.height) if i not in gone], np.int64)
+    extra = [examples[c] for c in carried]
+    clean = pl.DataFrame([*inputs.get_columns(), *(s for s in labels.get_columns()), *(s for s in extra if s.name not in inputs.columns and s.name not in labels.columns)])
+    if examples.height and not len(kept):
+        problems.append(Problem(f"all {examples.height} rows of {table} are unusable: {aside[0].reason}", aside[0].column or ""))
+    return clean[kept], kept, aside
+
+
+def _row_problem(table: str, column: str, errors: list[RowError], origin: np.ndarray, hint: str = "") -> Problem:
+    shown = ", ".join(f"row {int(origin[e.row]) + 1}{f' ({e.value})' if e.value else ''}" for e in errors[:SHOWN])
+    more = f" and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+    return Problem(f"{len(errors)} row(s) of {table}: {errors[0].reason}: {shown}{more}.", column, hint)
+
+
+def _split(
+    tables: dict[str, pl.DataFrame], raws: dict[str, pl.DataFrame], config: DataConfig, targets: list[str], seed: int
+) -> tuple[dict[str, pl.DataFrame], dict[str, pl.DataFrame]]:
+    out, raw = dict(tables), dict(raws)
+    whole = out.pop("train")
+    for name, index in split(whole, config.split, targets, given=tuple(tables), seed=seed).items():
+        out[name], raw[name] = whole[index], raws["train"][index]
+    return out, raw
+
+
+def _trainable(
+    splits: Mapping[str, pl.DataFrame], outputs: list[Column], tasks: Mapping[str, Task], problems: list[Problem]
+) -> None:
+    train = splits["train"]
+    if train.height < 2:
+        problems.append(Problem(f"only {train.height} row(s) are left to train on", "train"))
+    for column in outputs:
+        if not tasks[column.name].supervised or column.name not in train.columns:
+            continue
+        values = train[column.name]
+        flat = values.explode(empty_as_null=False) if values.dtype.is_nested() else values
+        distinct = flat.drop_nulls().n_unique()
+        if distinct < 2 and not (values.dtype.is_nested() and distinct == 1):
+            only = flat.drop_nulls().first() if distinct else None
+            problems.append(Problem(f"has only one value in the training rows ({only!r}); there is nothing to learn", column.name))
+
+
+def _options(value: Any) -> dict[str, Any]:
+    return {"kind": value} if isinstance(value, str) else dict(value or {})
+
+
+def _listed(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
+
+
+def _split_columns(config: DataConfig) -> list[str]:
+    s = config.split
+    return [c for c in (*_listed(getattr(s, "by", None)), getattr(s, "time", None), getattr(s, "column", None)) if c]
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    import difflib
+
+    found = difflib.get_close_matches(name, names, n=1)
+    return f"Did you mean {found[0]!r}?" if found else ""

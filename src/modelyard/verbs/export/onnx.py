@@ -1,0 +1,142 @@
+"""ONNX graphs with named inputs and outputs and a dynamic batch (and length) axis, run by ONNX Runtime with the core alone."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modelyard import registry
+from modelyard.errors import ArtefactError, MissingExtra, Unsupported
+from modelyard.runtime.model import Model
+from modelyard.store.state import read_arrays, restore
+
+if TYPE_CHECKING:
+    import torch
+
+OPSET = 18
+
+
+def write(model: Model, target: Path, *, trust_code: bool = False) -> dict[str, str]:
+    """Write every graph of `model` into `target`; returns file names by graph.
+
+    Raises `Unsupported` where an estimator has no graph, `ArtefactError` where torch cannot express the network in ONNX.
+    """
+    recorded = record(model)
+    if model.manifest["model"]["backend"] == "numpy":
+        return _estimator(model, target, recorded["main"])
+    return _network(model, target, recorded, trust_code)
+
+
+def record(model: Model) -> dict[str, dict[str, np.ndarray]]:
+    """The inputs that each graph sees when the stored examples are predicted: what an exporter traces with."""
+    seen: dict[str, dict[str, np.ndarray]] = {}
+
+    def spy(name: str) -> Any:
+        graph = model.graphs[name]
+
+        def call(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            kept = seen.get(name)
+            if kept is None or sum(a.size for a in inputs.values()) > sum(a.size for a in kept.values()):
+                seen[name] = inputs
+            return graph(inputs)
+
+        return call
+
+    watched = Model(model.folder, model.manifest, model.pipeline, {n: spy(n) for n in model.graphs}, model.backend, model.version)
+    watched.predict(model.examples)
+    if missing := model.graphs.keys() - seen.keys():
+        raise ArtefactError(f"the stored examples never reach the graph(s) {', '.join(sorted(missing))}")
+    return seen
+
+
+def _estimator(model: Model, target: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, str]:
+    name = model.manifest["model"]["estimator"]
+    module = registry.load("estimators", name)
+    arrays: dict[str, np.ndarray] = {}
+    for file in ("states.safetensors", "arrays.safetensors"):
+        if (model.folder / file).is_file():
+            arrays |= read_arrays(model.folder / file)
+    state = restore(module.State, model.manifest["model"]["state"], arrays)
+    flat = {f"{i}.{p}": part for i, parts in model.pipeline.parts().items() for p, part in parts.items()}
+    try:
+        proto = module.graph(state, flat)
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "onnx", "train") from None
+    if proto is None:
+        raise Unsupported(f"the estimator {name} has no ONNX graph; serve it with the NumPy backend, which needs the core only", "use")
+    (target / "model.onnx").write_bytes(proto.SerializeToString())
+    return {"main": "model.onnx"}
+
+
+def _network(
+    model: Model, target: Path, recorded: Mapping[str, Mapping[str, np.ndarray]], trust_code: bool
+) -> dict[str, str]:
+    from modelyard.runtime.backends.torch import rebuild
+
+    network = rebuild(model.folder, model.manifest, model.pipeline, trust_code=trust_code)
+    modules = network.graphs() if hasattr(network, "graphs") else {"main": network}  # type: ignore[operator]
+    files = {}
+    for name, module in modules.items():
+        files[name] = "model.onnx" if name == "main" else f"{name}.onnx"
+        (target / files[name]).write_bytes(export_module(module, recorded[name], _ragged(model)))
+    return files
+
+
+def _ragged(model: Model) -> set[str]:
+    return {f"{i}.{p}" for i, parts in model.pipeline.parts().items() for p, part in parts.items() if part.ragged}
+
+
+def export_module(module: torch.nn.Module, inputs: Mapping[str, np.ndarray], ragged: set[str]) -> bytes:
+    """ONNX bytes of a module that maps a dict of tensors to a dict of tensors, traced with `inputs` (at least 2 examples)."""
+    import torch
+
+    names = sorted(inputs)
+    # the exporter takes a size of 0 or 1 as a constant: trace with at least two examples and two positions
+    tensors = [torch.from_numpy(_at_least_two(inputs[n], n in ragged)) for n in names]
+    with torch.inference_mode():
+        produced = sorted(module(dict(zip(names, tensors, strict=True))))
+
+    class Positional(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            out = self.inner(dict(zip(names, values, strict=True)))
+            return tuple(out[k] for k in produced)
+
+    batch, length = torch.export.Dim("batch", min=1, max=2**20), {}
+    shapes = []
+    for n in names:
+        axes: dict[int, Any] = {0: batch}
+        if n in ragged:
+            column = n.rsplit(".", 1)[0]
+            axes[1] = length.setdefault(column, torch.export.Dim(f"length_{len(length)}", min=1, max=2**20))
+        shapes.append(axes)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                Positional().eval(), tuple(tensors), None, dynamo=True, opset_version=OPSET, verbose=False,
+                input_names=names, output_names=produced, dynamic_shapes={"values": tuple(shapes)}, optimize=True,
+            )  # fmt: skip
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "onnxscript", "train") from None
+    except Exception as error:  # the exporter raises many classes, all meaning: this module cannot be expressed
+        raise ArtefactError(f"torch cannot export the network to ONNX: {str(error)[:500]}") from error
+    assert program is not None
+    return program.model_proto.SerializeToString()  # type: ignore[no-any-return]
+
+
+def _at_least_two(array: np.ndarray, ragged: bool) -> np.ndarray:
+    if len(array) < 2:
+        array = np.concatenate([array, array])
+    if ragged and array.shape[1] < 2:
+        array = np.concatenate([array, array], axis=1)
+    return np.ascontiguousarray(array)

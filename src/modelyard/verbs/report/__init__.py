@@ -1,0 +1,117 @@
+"""Shows a run as one HTML file: what the model is worth, where it fails, and how to make it again.
+
+The page needs no network, reads on a phone, and speaks English or Chinese (`lang=zh`). It is a view of what the run
+stored: making it again changes nothing else.
+
+The evaluation object, which `train` and `evaluate` produce and `samples/evaluation.json` stores:
+
+    {split: {output: {
+        "kind":     "category",                                  kind of the output
+        "headline": "accuracy",                                  optional: the metric of the first screen
+        "metrics":  {name: {value, low, high, better, note?}},   from modelyard.metrics.evaluate_output
+        "baseline": {name: {value, low, high, better, note?}},   the same of modelyard.metrics.baseline
+        "pictures": {name: data},                                from modelyard.metrics.picture_data; see pictures.py
+        "worst":    [{row, inputs: {column: html}, truth, prediction, confidence?, loss?}],   html from Kind.draw
+        "slices":   [{slice, rows, metric, value, low, high, better, note?}],
+    }}}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from modelyard.verbs.report._report import EVALUATION, Report, plain
+
+__all__ = ["Config", "Report", "plain", "run", "write_report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The section `report`."""
+
+    lang: Literal["en", "zh"] = "en"
+    """Language of the page: English or Chinese."""
+    out: str | None = None
+    """Where the page goes; by default `report.html` in the run folder (`report.zh.html` in Chinese)."""
+
+
+def run(
+    project: Any = None, *, model: str | os.PathLike[str] | None = None, options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write the report of a run; `model` is a run folder (or the `model` folder inside it), or the name of a run.
+
+    Returns `{report, plots, bytes}`. Without `model` it takes the latest run of the project.
+    """
+    from modelyard.store.run import Run
+
+    config = options if isinstance(options, Config) else Config(**dict(options or {}))
+    path = Path(model) if model is not None else None
+    if path is not None and not (path / "run.json").is_file() and (path.parent / "run.json").is_file():
+        path = path.parent
+    runs = Path(getattr(project, "runs", None) or "runs")
+    folder = Run.find(runs, str(path) if path is not None else None).folder
+    return _write(folder, None, config)
+
+
+def write_report(folder: Path, evaluation: Mapping[str, Any] | None = None, *, lang: str = "en") -> Path:
+    """Store the evaluation of a run, draw its pictures and write its page; returns the page's path.
+
+    `run.json` must be there; `Report.of_run` says which of its facts are shown.
+    """
+    return Path(_write(Path(folder), evaluation, Config(lang=lang))["report"])  # type: ignore[arg-type]
+
+
+def _write(folder: Path, evaluation: Mapping[str, Any] | None, config: Config) -> dict[str, Any]:
+    from modelyard.verbs.report._words import words
+    from modelyard.verbs.report.page import render
+
+    say = words(config.lang)
+    if evaluation is not None:
+        evaluation = plain(evaluation)
+        _save(folder / EVALUATION, json.dumps(evaluation, ensure_ascii=False, allow_nan=False))
+    report = Report.of_run(folder, evaluation)
+    plots = _plots(folder, report, say)
+    page = render(report, config.lang)
+    target = (
+        Path(config.out)
+        if config.out
+        else folder / ("report.html" if config.lang == "en" else f"report.{config.lang}.html")
+    )
+    _save(target, page)
+    return {"report": str(target), "plots": plots, "bytes": len(page.encode("utf-8"))}
+
+
+def _plots(folder: Path, report: Report, say: Any) -> list[str]:
+    """`plots/<split>.<output>.<picture>.svg` and `.json` of every picture; learning curves without split and output."""
+    import re
+
+    from modelyard.verbs.report.pictures import PICTURES, draw, learning_data, standalone
+
+    every = {
+        name: data for name, data in {**learning_data(report.events), **report.pictures}.items() if name in PICTURES
+    }
+    for split, outputs in report.evaluation.items():
+        for output, found in outputs.items():
+            for name, data in (found.get("pictures") or {}).items():
+                if name in PICTURES:
+                    every[".".join(filter(None, [split, output, name]))] = data
+    written = []
+    for key, data in every.items():
+        stem = re.sub(r"[^\w.-]+", "-", key)
+        _save(folder / "plots" / f"{stem}.json", json.dumps(plain(data), ensure_ascii=False, allow_nan=False))
+        _save(folder / "plots" / f"{stem}.svg", standalone(draw(key.split(".")[-1], data, say)))
+        written.append(f"plots/{stem}.svg")
+    return written
+
+
+def _save(path: Path, content: str) -> None:
+    """Write in one step: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(content, encoding="utf-8")
+    os.replace(aside, path)

@@ -1,0 +1,147 @@
+"""From the `model` section to what will be fitted: an estimator, nets with a fusion, or a user's own module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from modelyard import registry, settings
+from modelyard.errors import ConfigError, Problem, Unsupported, UsageError
+from modelyard.runtime.pipeline import TABLE, Column, Pipeline
+from modelyard.tasks._contract import Task
+from modelyard.verbs.train.auto import auto, families
+
+
+@dataclass
+class Choice:
+    """What to fit. Exactly one of `estimator`, `nets` and `user` is set."""
+
+    estimator: str | None = None
+    nets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By input (`table` for the scalars): `{"name": family, "config": {…}}`."""
+    fusion: dict[str, Any] = field(default_factory=dict)
+    user: dict[str, Any] | None = None
+    """`{"module": "file.py:Class" or "package/name", "args": {…}}`."""
+    config: Any = None
+    """Config of the estimator."""
+
+    @property
+    def names(self) -> list[str]:
+        """Families, for people."""
+        if self.user:
+            return [str(self.user["module"])]
+        return [self.estimator] if self.estimator else [n["name"] for n in self.nets.values()]
+
+
+def choose(section: Any, pipeline: Pipeline, tasks: dict[str, Task], rows: int) -> Choice:
+    """Reads the `model` section; raises `ConfigError` with every mistake, `Unsupported` for what does not go together."""
+    section = {"name": section} if isinstance(section, str) else dict(section or {"name": "auto"})
+    if section.get("name") == "auto":
+        section = auto(pipeline, tasks, rows) | {k: v for k, v in section.items() if k != "name"}
+    if "module" in section:
+        return Choice(user={"module": section["module"], "args": dict(section.get("args") or {})})
+    inputs = families(pipeline)
+    if "name" not in section:
+        return _per_input(section, inputs)
+    name, options = section["name"], {k: v for k, v in section.items() if k not in ("name", "fusion")}
+    if _is(name, "estimators"):
+        module = registry.load("estimators", name)
+        _can_predict(name, module, pipeline)
+        return Choice(estimator=name, config=_config(module, options, "model"))
+    if not _is(name, "nets"):
+        known = [*registry.names("estimators"), *registry.names("nets"), *registry.plugins("nets"), *registry.plugins("estimators")]
+        raise registry.unknown("model", str(name), ["auto", *known])
+    module = registry.load("nets", name)
+    accepts = set(module.ACCEPTS)
+    readers = [i for i, kind in inputs.items() if accepts & set(_encodings(kind))]
+    if not readers:
+        raise Unsupported(f"the net {name} reads {', '.join(module.ACCEPTS)}; the inputs are {', '.join(inputs.values())}", "use")
+    nets = {i: {"name": name, "config": _config(module, options, "model")} for i in readers}
+    from modelyard.verbs.train.auto import FAMILIES
+
+    for other in inputs.keys() - nets.keys():
+        family = registry.load("nets", FAMILIES[inputs[other]])
+        nets[other] = {"name": FAMILIES[inputs[other]], "config": family.Config()}
+    return Choice(nets={i: nets[i] for i in inputs}, fusion=_fusion(section.get("fusion")))
+
+
+def _per_input(section: Mapping[str, Any], inputs: Mapping[str, str]) -> Choice:
+    from modelyard.verbs.train.auto import FAMILIES
+
+    problems: list[Problem] = []
+    nets = {}
+    for name in section.keys() - inputs.keys() - {"fusion"}:
+        allowed = ", ".join([*inputs, "fusion", "name", "module"])
+        problems.append(Problem(f"is no input of the model; expected one of {allowed}", f"model.{name}"))
+    for name, kind in inputs.items():
+        given = section.get(name) or {"name": FAMILIES.get(kind, "")}
+        given = {"name": given} if isinstance(given, str) else dict(given)
+        family = given.pop("name", FAMILIES.get(kind))
+        try:
+            module = registry.load("nets", str(family))
+            if not set(module.ACCEPTS) & set(_encodings(kind)):
+                raise UsageError(f"the net {family} reads {', '.join(module.ACCEPTS)}, not {kind}")
+            nets[name] = {"name": family, "config": _config(module, given, f"model.{name}")}
+        except UsageError as error:
+            problems += error.details or [Problem(error.message, f"model.{name}")]
+    if problems:
+        raise ConfigError(f"the model section has {len(problems)} mistake(s)", problems)
+    return Choice(nets=nets, fusion=_fusion(section.get("fusion")))
+
+
+def _fusion(given: Any) -> dict[str, Any]:
+    return {"name": given} if isinstance(given, str) else dict(given or {"name": "concatenate"})
+
+
+def _encodings(kind: str) -> list[str]:
+    return [TABLE] if kind == TABLE else list(registry.load("kinds", kind).KIND.encodings)
+
+
+def _is(name: Any, group: str) -> bool:
+    return isinstance(name, str) and (name.replace("_", "-") in registry.names(group) or name in registry.plugins(group))
+
+
+def _config(module: ModuleType, options: Mapping[str, Any], where: str) -> Any:
+    problems: list[Problem] = []
+    config = settings.parse(module.Config, dict(options), where, problems)
+    if isinstance(config, tuple):
+        config = config[0]
+    if problems:
+        raise ConfigError(f"the model section has {len(problems)} mistake(s)", problems)
+    return config
+
+
+def _can_predict(name: str, module: ModuleType, pipeline: Pipeline) -> None:
+    kinds = getattr(module, "KINDS", ())
+    wrong = [c for c in pipeline.outputs if c.kind not in kinds]
+    if wrong:
+        message = f"{name} predicts {', '.join(kinds)}, not {', '.join(sorted({c.kind for c in wrong}))}"
+        raise Unsupported(message, "use", [Problem(message, c.name) for c in wrong])
+    accepts = set(module.ACCEPTS)
+    unread = [c for c in pipeline.inputs if not accepts & ({TABLE} if c.rules.scalar else set(c.rules.encodings))]
+    if unread:
+        message = f"{name} reads {', '.join(module.ACCEPTS)}; use a net for {', '.join(c.name for c in unread)}, or leave them out"
+        raise Unsupported(message, "use", [Problem(f"is of kind {c.kind}", c.name) for c in unread])
+
+
+def set_encodings(choice: Choice, pipeline: Pipeline) -> None:
+    """Gives every input the encoding that the chosen family reads; one that the project named is kept if it is read."""
+    for column in pipeline.inputs:
+        wanted = _wanted(choice, column)
+        if wanted and column.encoding not in wanted:
+            column.encoding = wanted[0]
+            column.config = column.coder.Config()
+
+
+def _wanted(choice: Choice, column: Column) -> list[str]:
+    if choice.user:
+        return []
+    if choice.estimator:
+        module = registry.load("estimators", choice.estimator)
+        if column.kind == "number":
+            return [getattr(module, "NUMBERS", "scaled")]
+    else:
+        module = registry.load("nets", choice.nets[TABLE if column.rules.scalar else column.name]["name"])
+    return [e for e in module.ACCEPTS if e in column.rules.encodings]

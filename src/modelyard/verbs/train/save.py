@@ -1,0 +1,94 @@
+"""Writes a fitted pipeline and its graphs as a model folder, with examples answered by the very object that is saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from modelyard.runtime.answers import Graph
+from modelyard.runtime.model import Model
+from modelyard.store import folder as store
+from modelyard.store.run import now, versions
+from modelyard.store.state import write_arrays
+from modelyard.tasks._binding import Bound
+from modelyard.verbs.train import examples
+from modelyard.verbs.train.card import card
+
+EXAMPLES_SEED = 0
+
+
+def save(
+    folder: Path,
+    name: str,
+    bound: Bound,
+    model: Mapping[str, Any],
+    graphs: dict[str, Graph],
+    weights: Mapping[str, np.ndarray],
+    arrays: dict[str, np.ndarray],
+    facts: Mapping[str, Any],
+) -> Path:
+    """Make the model folder.
+
+    `model` is the manifest's section (backend, net or estimator, program, params); `weights` a net's parameters, `arrays`
+    an estimator's; `facts` what else the manifest tells (parents, metrics, training).
+    """
+    states: dict[str, np.ndarray] = {}
+    pipeline = bound.pipeline.pack(states)
+    task = next(iter(bound.tasks.values()))
+    manifest = {
+        "name": name,
+        "tasks": {output: t.name for output, t in bound.tasks.items()},
+        "frame": bound.frame,
+        "pipeline": pipeline,
+        "model": {"program": task.program, "params": [asdict(p) for p in task.params], **model},
+        "post": [],
+        "parents": [],
+        "data": {"fingerprint": bound.source.fingerprint, "rows": bound.rows},
+        "created": now(),
+        "versions": versions(),
+        **facts,
+    }
+    fitted = Model(folder, manifest, bound.pipeline, graphs, str(model["backend"]), "unsaved")
+    split = next((s for s in ("test", "valid", "train") if s in bound.splits and bound.splits[s].height), "train")
+    rows = example_rows(bound, fitted, split)
+    stored = answered(fitted, rows)
+
+    def fill(target: Path) -> None:
+        for file, content in (("model.safetensors", weights), ("arrays.safetensors", arrays), ("states.safetensors", states)):
+            if content:
+                write_arrays(target / file, dict(content))
+        write_examples(target, stored)
+        (target / "README.md").write_text(card(manifest, fitted.signature), encoding="utf-8")
+
+    return store.write(folder, manifest, fill)
+
+
+def example_rows(bound: Bound, fitted: Model, split: str) -> list[dict[str, Any]]:
+    """Rows that cover the split; for frames other than rows, the raw rows of a few whole examples."""
+    if bound.frame["name"] == "rows":
+        return examples.choose(bound.pipeline, bound.splits[split], fitted.predict, EXAMPLES_SEED)
+    first: pl.DataFrame = bound.source.tables["train"].frame()
+    return [dict(row) for row in first.tail(200).to_dicts()]
+
+
+def answered(fitted: Model, rows: list[dict[str, Any]], params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The content of `examples.json`."""
+    settings = fitted.signature.resolve(params)
+    rows = json.loads(json.dumps(rows, ensure_ascii=False, default=str))
+    answers = fitted.predict(rows, settings, EXAMPLES_SEED)
+    return {"rows": rows, "params": settings, "seed": EXAMPLES_SEED, "answers": answers.to_json()}
+
+
+def write_examples(target: Path, stored: Mapping[str, Any]) -> None:
+    """`examples.json`, one row a line so that people can read it."""
+    lines = {k: json.dumps(stored[k], ensure_ascii=False) for k in ("params", "seed")}
+    rows = ",\n  ".join(json.dumps(r, ensure_ascii=False) for r in stored["rows"])
+    answers = ",\n  ".join(json.dumps(a, ensure_ascii=False) for a in stored["answers"])
+    text = f'{{"params": {lines["params"]}, "seed": {lines["seed"]},\n "rows": [\n  {rows}],\n "answers": [\n  {answers}]}}\n'
+    (target / "examples.json").write_text(text, encoding="utf-8")
