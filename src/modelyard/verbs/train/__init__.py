@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -43,6 +44,13 @@ class Trained:
         """`run`, `model`, `metrics` as the command prints them."""
         return {"run": str(self.run), "model": str(self.model), "metrics": self.metrics, "notes": self.notes}
 
+    def __str__(self) -> str:
+        from modelyard.verbs.evaluate import table
+
+        follow = [f"modelyard predict {self.run} data=new.csv", f"modelyard export {self.run}", f"modelyard serve {self.run}"]
+        report = self.run / "report.html"
+        return "\n".join([table(self.metrics), "", f"model   {self.model}", f"report  {report}", "", "next:", *(f"  {f}" for f in follow)])
+
 
 def train(
     data: DataConfig,
@@ -77,7 +85,8 @@ def train(
             say(f"{run.name} is finished already")
             return Trained(run.folder, run.model, run.read("metrics.json"))
         if resolved is not None and not resume:
-            run.write("config.json", resolved)
+            run.write("config.json", {**resolved, "base": str(base.resolve())})
+            (run.folder / "config.yaml").write_text(_yaml(resolved), encoding="utf-8")
         bound = bind(data, task, base, seed=config.seed, source=source)
         for note in bound.notes:
             say(note)
@@ -133,6 +142,25 @@ def _fit(
     facts = {"training": training, "seed": config.seed}
     folder = save(run.model, name, bound, section, graphs, parameters, stored, facts)
     return folder, facts
+
+
+def _yaml(resolved: Mapping[str, Any]) -> str:
+    """Settings with the origin of each value beside it, as YAML."""
+    origins = resolved.get("origins", {})
+    lines: list[str] = []
+
+    def write(value: Any, path: str, depth: int) -> None:
+        for key, item in value.items():
+            where = f"{path}.{key}" if path else str(key)
+            beside = f"  # {origins[where]}" if where in origins else ""
+            if isinstance(item, Mapping) and item:
+                lines.append(f"{'  ' * depth}{key}:{beside}")
+                write(item, where, depth + 1)
+            elif item is not None:
+                lines.append(f"{'  ' * depth}{key}: {json.dumps(item, ensure_ascii=False, default=str)}{beside}")
+
+    write(resolved.get("settings", resolved), "", 0)
+    return "\n".join([*lines, ""])
 
 
 def _weights(bound: Bound) -> np.ndarray | None:
@@ -207,3 +235,54 @@ class _ctrl_c:  # noqa: N801 - used as a context manager, like a function
     def __exit__(self, *_: object) -> None:
         if self.before is not None:
             signal.signal(signal.SIGINT, self.before)
+
+
+def run(project: Any, *, model: str | None = None, options: Any) -> Trained:
+    """The verb: `model` is unused (`--resume RUN` names a run)."""
+    from modelyard.progress import Bar
+
+    config: Config = project.section("train")
+    if project.seed is not None and project.origins.get("train.seed", "default") == "default":
+        import dataclasses
+
+        config = dataclasses.replace(config, seed=project.seed)
+    if options.dry_run:
+        from modelyard.verbs.plan import describe
+
+        return describe(project)  # type: ignore[return-value]
+    source = None
+    with Bar("training", quiet=options.quiet or options.json) as bar:
+
+        def progress(step: int, steps: int, text: str) -> None:
+            bar.total = steps
+            bar.update(step, text)
+
+        found = train(
+            project.data, project.task, project.model.value, config, name=project.name, base=project.base,
+            resolved={"settings": project.resolved(), "origins": project.origins}, resume=options.resume or False,
+            device=options.device or "cpu", source=source, progress=progress, say=options.notice,
+        )  # fmt: skip
+    if found.interrupted:
+        raise KeyboardInterrupt(f"stopped by Ctrl-C; the model so far is usable: {found.model} (go on with: modelyard train --resume)")
+    missed = _gates(project, found)
+    if missed:
+        raise missed
+    return found
+
+
+def _gates(project: Any, found: Trained) -> ModelyardError | None:
+    """A gate of the `evaluate` section judges the test metrics of a training run too."""
+    from modelyard.errors import GateFailed, Problem
+    from modelyard.verbs.evaluate import gates
+
+    wanted = project.section("evaluate").gate
+    split = next((s for s in ("test", "valid") if s in found.metrics), None)
+    if not wanted or split is None:
+        return None
+    results = gates(found.metrics[split], wanted)
+    Run(found.run).update(gate=results)
+    missed = [g for g in results if not g["passed"]]
+    if not missed:
+        return None
+    details = [Problem(f"is {g['value']:.4g}, wanted {g['limit']}", f"{split}.{g['metric']}") for g in missed]
+    return GateFailed(f"{len(missed)} gate(s) missed on {split}", details, found)
