@@ -74,6 +74,8 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """`tokens` (B, L) ids and `length` (B,) to features (B, width)."""
 
+    frequency: Tensor
+
     def __init__(self, config: Config, parts: dict[str, Part]) -> None:
         super().__init__()
         self.config = config
