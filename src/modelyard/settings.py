@@ -66,7 +66,7 @@ def parse(
     if not isinstance(value, Mapping):
         short = getattr(cls, "SHORTHAND", None)
         if short is None:
-            problems.append(Problem(f"got {value!r}, expected a map of {_names(cls)}", place(where)))
+            problems.append(Problem(f"got {_short(value)}, expected a map of {_names(cls)}", place(where)))
             return None
         value = {short: value}
     hints = typing.get_type_hints(cls, include_extras=True)
@@ -107,6 +107,12 @@ def _place(path: str, origins: Mapping[str, str]) -> str:
     return f"{origins[key]}: {path}" if key else path
 
 
+def _short(value: Any) -> str:
+    """What came, at most 80 characters of it."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
 def _convert(hint: Any, value: Any, path: str, problems: list[Problem], origins: Mapping[str, str] | None) -> Any:
     nested = _dataclass_of(hint, value)
     if nested is not None:
@@ -115,7 +121,7 @@ def _convert(hint: Any, value: Any, path: str, problems: list[Problem], origins:
     try:
         return _plain(hint, value)
     except _Bad as allowed:
-        problems.append(Problem(f"got {value!r}, expected {allowed}", _place(path, origins or {})))
+        problems.append(Problem(f"got {_short(value)}, expected {allowed}", _place(path, origins or {})))
         return _FAILED
 
 

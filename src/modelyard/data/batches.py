@@ -5,6 +5,7 @@ The order is a pure function of (seed, epoch), so a resumed run sees the same ex
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -99,7 +100,11 @@ class Batches:
 
 
 def _stored(array: Array) -> torch.Tensor | Ragged:
-    return array if isinstance(array, Ragged) else torch.from_numpy(np.ascontiguousarray(array))
+    if isinstance(array, Ragged):
+        return array
+    with warnings.catch_warnings():  # a memory map opened for reading is only read
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def _dense(arrays: Mapping[str, torch.Tensor | Ragged], index_B: torch.Tensor, where: np.ndarray) -> dict[str, torch.Tensor]:

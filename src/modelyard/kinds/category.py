@@ -76,7 +76,7 @@ class Index(Encoding):
         return {"index": Part((), "int32", len(state.labels) + (0 if state.target else RESERVED))}
 
     def encode(self, column: pl.Series, state: IndexState, context: Context) -> dict[str, Array]:
-        """Int32 `index` (B,). A target id is -1 where the label is missing or unknown."""
+        """`index` (B,), int32 for inputs. A target id is int64 and -1 where the label is missing or unknown."""
         first, absent, unseen = (0, -1, -1) if state.target else (RESERVED, MISSING, UNSEEN)
         if not state.labels:
             ids = np.full(len(column), unseen, np.int32)
@@ -84,7 +84,7 @@ class Index(Encoding):
             new = np.arange(first, first + len(state.labels), dtype=np.int32)
             ids = column.replace_strict(state.labels, new, default=unseen, return_dtype=pl.Int32).to_numpy().copy()
         ids[column.is_null().to_numpy()] = absent
-        return {"index": ids}
+        return {"index": ids.astype(np.int64) if state.target else ids}  # losses take int64, graphs int32
 
     def head(self, state: IndexState) -> tuple[str, int]:
         """One logit a class."""

@@ -101,6 +101,16 @@ class Model:
         settings = self.signature.resolve(params)
         raw, broken = to_columns(rows, self.pipeline.inputs)
         examples, keys, failures = self._frame(raw, broken)
+        return self._answer(examples, keys, failures, settings, seed)
+
+    def predict_examples(self, examples: pl.DataFrame, params: Mapping[str, Any] | None = None, seed: int | None = None) -> Answers:
+        """Answers for examples that were framed before (training and evaluation); one row each."""
+        checked, failures = self.pipeline.check(examples)
+        return self._answer(checked, {}, failures, self.signature.resolve(params), seed)
+
+    def _answer(
+        self, examples: pl.DataFrame, keys: Mapping[str, pl.Series], failures: list[RowError], settings: Mapping[str, Any], seed: int | None
+    ) -> Answers:
         bad = {e.row for e in failures}
         good = np.array([i for i in range(examples.height) if i not in bad], np.int64)
         clean = examples if len(good) == examples.height else examples[good]
@@ -112,8 +122,7 @@ class Model:
             answers = self.decode_rows(outputs, encoded.contexts)
         columns = self._scatter(answers, good, examples.height)
         kinds = {c.name: c.kind for c in self.pipeline.outputs}
-        table = pl.DataFrame({**keys, **columns})
-        return Answers(table, failures, examples.height, self.name, self.version, kinds)
+        return Answers(pl.DataFrame({**keys, **columns}), failures, examples.height, self.name, self.version, kinds)
 
     def encode_rows(self, rows: Any) -> tuple[Encoded, list[RowError]]:
         """Arrays by graph name for the usable rows, and the errors of the others."""

@@ -18,9 +18,14 @@ PIECE = 2**20
 
 
 def make_folder(path: Path) -> None:
-    """mkdir, parents too."""
+    """mkdir with parents; the folders above a new one are fsynced, so that the name survives a power cut."""
+    if path.is_dir():
+        return
+    missing = [p for p in (path, *path.parents) if not p.exists()]
     watch("mkdir", path)
     path.mkdir(parents=True, exist_ok=True)
+    for new in reversed(missing):
+        sync(new.parent)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -62,9 +67,23 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a folder; a failure is not fatal to a save."""
-    watch("remove", path)
-    shutil.rmtree(path, ignore_errors=True)
+    """Delete a folder of files: it first takes a hidden name, so that nobody meets a half-deleted one. Failure is not fatal."""
+    if not path.exists():
+        return
+    hidden = path if path.name.startswith(".") else path.with_name(f".{path.name}.removed")
+    try:
+        if hidden != path:
+            if hidden.exists():
+                remove(hidden)
+            watch("rename", hidden)
+            os.rename(path, hidden)
+        for file in sorted(hidden.iterdir()):
+            watch("unlink", file)
+            file.unlink()
+        watch("rmdir", hidden)
+        hidden.rmdir()
+    except OSError:
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

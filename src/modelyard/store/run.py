@@ -125,3 +125,21 @@ def versions() -> dict[str, str]:
 def machine() -> dict[str, Any]:
     """What the run ran on."""
     return {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(), "versions": versions()}
+
+
+def model_folder(given: str | Path | None, runs: Path) -> Path:
+    """The model folder that a user means: a model, an export, a run folder, a run's name, or the latest run's model.
+
+    Raises `ArtefactError` naming what there is.
+    """
+    if given is not None:
+        path = Path(given)
+        for found in (path, path / "model"):
+            if (found / "manifest.json").is_file():
+                return found
+        if path.exists() and not (path / "run.json").is_file():
+            raise ArtefactError(f"{given} is neither a model folder (with manifest.json) nor a run folder (with run.json)")
+    run = Run.find(runs, None if given is None else str(given))
+    if not (run.model / "manifest.json").is_file():
+        raise ArtefactError(f"{run.folder} holds no model: its state is {run.read('run.json').get('state', 'unknown')}; train it to the end with --resume")
+    return run.model

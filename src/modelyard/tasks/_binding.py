@@ -79,20 +79,23 @@ def bind(
     seed: int = 0,
     source: Source | None = None,
     like: Pipeline | None = None,
+    tasks: Mapping[str, str] | None = None,
+    whole: bool = False,
 ) -> Bound:
     """Read, type, check and split the data of a project.
 
-    `like` is the pipeline of a saved model: its columns and kinds are used instead of guesses (evaluate, compare).
+    `like` and `tasks` are those of a saved model: used instead of guesses (evaluate, compare). `whole` takes all rows as
+    `test` without splitting.
     Raises `DataError` with everything that keeps this data from training.
     """
     source = open_source(config, base) if source is None else source
     first = next(iter(source.tables.values())).frame()
-    inputs, outputs, tasks, notes = columns(config, task, first) if like is None else _as_before(like, task)
+    inputs, outputs, chosen, notes = columns(config, task, first) if like is None else _as_before(like, tasks or {})
     pipeline = Pipeline(inputs, outputs)
     carried = tuple(
         c for c in dict.fromkeys([config.weight, config.group, config.time, *_split_columns(config)]) if c and c in first.columns
     )
-    frame = _frame(tasks, config)
+    frame = _frame(chosen, config)
     set_aside = list(source.set_aside)
     tables: dict[str, pl.DataFrame] = {}
     raws: dict[str, pl.DataFrame] = {}
@@ -109,13 +112,17 @@ def bind(
         tables[name], raws[name] = clean, examples[kept]
     if problems:
         raise DataError(f"the data cannot be used as it is ({len(problems)} problem(s))", problems)
-    splits, raw = _split(tables, raws, config, [c.name for c in outputs if tasks[c.name].supervised], seed)
-    _trainable(splits, outputs, tasks, problems)
-    if problems:
-        raise DataError(f"the data cannot train this ({len(problems)} problem(s))", problems)
-    for column in pipeline.inputs:
-        column.summary = column.rules.summary(splits["train"][column.name])
-    return Bound(pipeline, tasks, source, splits, frame, set_aside, [*source.notes, *notes], raw, carried)
+    if whole:
+        splits, raw = {"train": tables["train"], "test": tables["train"]}, {"test": raws["train"]}
+    else:
+        splits, raw = _split(tables, raws, config, [c.name for c in outputs if chosen[c.name].supervised], seed)
+    if like is None:
+        _trainable(splits, outputs, chosen, problems)
+        if problems:
+            raise DataError(f"the data cannot train this ({len(problems)} problem(s))", problems)
+        for column in pipeline.inputs:
+            column.summary = column.rules.summary(splits["train"][column.name])
+    return Bound(pipeline, chosen, source, splits, frame, set_aside, [*source.notes, *notes], raw, carried)
 
 
 def columns(
@@ -124,7 +131,8 @@ def columns(
     """Inputs, outputs, the task of each output and notes on what was guessed."""
     targets = [config.target] if isinstance(config.target, str) else list(config.target or [])
     wanted: dict[str, dict[str, Any]] = {t: {} for t in targets} | {k: _options(v) for k, v in (config.outputs or {}).items()}
-    given = {k: _options(v) for k, v in (config.inputs or {}).items()}
+    chosen_inputs = config.inputs or {}
+    given = {k: _options(v) for k, v in (chosen_inputs.items() if isinstance(chosen_inputs, dict) else ((c, {}) for c in chosen_inputs))}
     absent = [c for c in [*wanted, *given, *_listed(config.ignore)] if c not in frame.columns]
     if absent:
         came = ", ".join(frame.columns)
@@ -176,11 +184,10 @@ def columns(
     return inputs, outputs, tasks, notes
 
 
-def _as_before(like: Pipeline, task: str | None) -> tuple[list[Column], list[Column], dict[str, Task], list[str]]:
-    tasks = {}
-    for column in like.outputs:
-        named = task_named(task)[0] if task else task_for(None if column.kind == "cluster" else column.kind)
-        tasks[column.name] = named
+def _as_before(
+    like: Pipeline, named: Mapping[str, str]
+) -> tuple[list[Column], list[Column], dict[str, Task], list[str]]:
+    tasks = {column.name: registry.load("tasks", named[column.name]).TASK for column in like.outputs}
     return like.inputs, like.outputs, tasks, []
 
 

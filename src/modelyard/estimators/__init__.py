@@ -1,0 +1,1 @@
+"""Models that fit themselves: fitted with a library, applied with NumPy alone; one family per file."""

@@ -1,0 +1,212 @@
+"""Linear and logistic regression, and the linear support vector machine: on tables, n-grams of texts, or both.
+
+Logistic loss (Hosmer & Lemeshow) or squared hinge (Cortes & Vapnik 1995; one against the rest, solved by LIBLINEAR, Fan et
+al. 2008) with L2, L1 or elastic penalties; ridge for numbers. Margins become probabilities by a scale fitted on held-out
+rows (Platt 1999), so that scores mean something.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import numpy as np
+
+from modelyard.estimators._features import Layout, layout_of, linear, onnx_linear, onnx_model, sparse
+from modelyard.kinds._contract import Array, Head, Part
+from modelyard.settings import Between
+
+ACCEPTS = ("table", "bag")
+NUMBERS = "scaled"
+KINDS = ("category", "label-set", "number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the linear model."""
+
+    loss: Literal["auto", "logistic", "hinge"] = "auto"
+    """auto: hinge for texts (it wins there by one to two points), logistic for tables."""
+    penalty: Literal["l2", "l1", "elastic"] = "l2"
+    """l1 and elastic make most weights zero."""
+    c: Annotated[float, Between(1e-6, 1e6)] | Literal["auto"] = "auto"
+    """Inverse strength of the penalty; auto chooses by cross-validation on the training rows."""
+
+
+@dataclass
+class State:
+    """Weights and bias of every output, and the layout of the features."""
+
+    layout: Layout
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    """By graph output, `(D, K)` float32."""
+    bias: dict[str, np.ndarray] = field(default_factory=dict)
+    chosen: dict[str, float] = field(default_factory=dict)
+    """C of each output."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layout, dict):  # as it comes back from JSON
+            self.layout = Layout(**self.layout)
+
+
+def fit(
+    inputs: Mapping[str, Array], targets: Mapping[str, np.ndarray], heads: list[Head], config: Config, *,
+    weights: np.ndarray | None = None, valid: Any = None, seed: int = 0, budget_s: float | None = None,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+) -> State:
+    """Fits one model per output."""
+    layout = layout_of(inputs)
+    x = sparse(inputs, layout)
+    state = State(layout)
+    for head in heads:
+        coefficients_KD, bias_K, c = _fit_head(x, targets, head, config, weights, seed, bool(layout.grams))
+        state.weights[head.key] = np.ascontiguousarray(coefficients_KD.T, dtype=np.float32)
+        state.bias[head.key] = np.asarray(bias_K, np.float32)
+        state.chosen[head.key] = c
+        if progress:
+            progress({"event": "fitted", "output": head.output, "c": c})
+    return state
+
+
+def _fit_head(
+    x: Any, targets: Mapping[str, np.ndarray], head: Head, config: Config, weights: np.ndarray | None, seed: int, text: bool
+) -> tuple[np.ndarray, np.ndarray, float]:
+    if head.kind == "number":
+        return _ridge(x, targets[f"{head.output}.value"], config, weights, seed)
+    hinge = config.loss == "hinge" or (config.loss == "auto" and text)
+    if head.kind == "label-set":
+        rows_BK = targets[f"{head.output}.multi_hot"]
+        found = [_labels(x, rows_BK[:, k].astype(np.int64), 2, config, weights, seed, hinge) for k in range(head.size)]
+        return (np.stack([f[0][1] - f[0][0] for f in found]), np.array([f[1][1] - f[1][0] for f in found]), found[0][2])
+    return _labels(x, targets[f"{head.output}.index"], head.size, config, weights, seed, hinge)
+
+
+def _labels(
+    x: Any, y: np.ndarray, classes: int, config: Config, weights: np.ndarray | None, seed: int, hinge: bool
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Weights (K, D), bias (K,) and C, such that softmax of the margins is a probability."""
+    present = np.unique(y)
+    if len(present) < 2:  # a label that every training row has (or none has): a constant
+        bias = np.zeros(classes)
+        bias[present] = np.log(len(y) + 1.0)
+        return np.zeros((classes, x.shape[1])), bias, 0.0
+    c, margins, truth = _choose(x, y, config, weights, seed, hinge)
+    model = _classifier(config, c, seed, hinge).fit(x, y, sample_weight=weights)
+    coefficients, bias = np.asarray(model.coef_, np.float64), np.asarray(model.intercept_, np.float64)
+    if hinge:
+        scale, shift = _platt(margins, truth)
+        coefficients, bias = coefficients * scale, bias * scale + (shift if len(bias) == 1 else 0.0)
+    if len(coefficients) == 1:  # two classes: half of the margin each way
+        coefficients, bias = np.concatenate([-coefficients, coefficients]) / 2, np.concatenate([-bias, bias]) / 2
+    out, out_bias = np.zeros((classes, x.shape[1])), np.full(classes, bias.min() - 10.0)
+    out[present], out_bias[present] = coefficients, bias
+    return out, out_bias, c
+
+
+def _classifier(config: Config, c: float, seed: int, hinge: bool) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import LinearSVC
+
+    if hinge:
+        l1 = config.penalty != "l2"
+        return LinearSVC(C=c, penalty="l1" if l1 else "l2", dual=not l1, random_state=seed, max_iter=2000)
+    if config.penalty == "l2":
+        return LogisticRegression(C=c, max_iter=1000, random_state=seed)
+    ratio = 1.0 if config.penalty == "l1" else 0.5
+    return LogisticRegression(C=c, l1_ratio=ratio, solver="saga", max_iter=1000, random_state=seed)
+
+
+def _choose(
+    x: Any, y: np.ndarray, config: Config, weights: np.ndarray | None, seed: int, hinge: bool
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """(C, out-of-fold margins, their truth) from three folds of the training rows."""
+    from sklearn.model_selection import StratifiedKFold
+
+    counts = np.bincount(y)
+    candidates = [float(config.c)] if config.c != "auto" else ([0.25, 1.0, 4.0] if hinge else [0.1, 1.0, 10.0])
+    if counts[counts > 0].min() < 3 or (len(candidates) == 1 and not hinge):
+        fallback = candidates[len(candidates) // 2]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = _classifier(config, fallback, seed, hinge).fit(x, y, sample_weight=weights)
+        return fallback, np.asarray(model.decision_function(x)) * 0.5, y
+    best: tuple[float, float, np.ndarray] | None = None
+    folds = list(StratifiedKFold(3, shuffle=True, random_state=seed).split(np.zeros(len(y)), y))
+    for c in candidates:
+        margins: np.ndarray | None = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an unconverged candidate is judged by its score like any other
+            for rows, held in folds:
+                part = None if weights is None else weights[rows]
+                model = _classifier(config, c, seed, hinge).fit(x[rows], y[rows], sample_weight=part)
+                found = np.asarray(model.decision_function(x[held]))
+                margins = np.zeros((len(y), *found.shape[1:])) if margins is None else margins
+                margins[held] = found
+        assert margins is not None
+        classes = np.unique(y)
+        guess = classes[(margins > 0).astype(int)] if margins.ndim == 1 else classes[margins.argmax(1)]
+        right = float(np.average(guess == y, weights=weights))
+        if best is None or right > best[0] + 1e-9:
+            best = (right, c, margins)
+    assert best is not None
+    return best[1], best[2], y
+
+
+def _platt(margins: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """(scale, shift) that minimise the log-loss of scaled margins: two numbers for two classes, one for more."""
+    from scipy.optimize import minimize
+
+    ids = np.searchsorted(np.unique(y), y)
+
+    def loss(p: np.ndarray) -> float:
+        if margins.ndim == 1:
+            z = np.exp(p[0]) * margins + p[1]
+            return float(np.logaddexp(0, np.where(ids == 1, -z, z)).mean())
+        z = np.exp(p[0]) * margins
+        z = z - z.max(1, keepdims=True)
+        return float((np.log(np.exp(z).sum(1)) - z[np.arange(len(ids)), ids]).mean())
+
+    start = np.array([1.0, 0.0]) if margins.ndim == 1 else np.array([1.0])
+    found = minimize(loss, start, method="Nelder-Mead", options={"maxiter": 200, "xatol": 1e-4, "fatol": 1e-7})
+    return float(np.exp(np.clip(found.x[0], -5, 5))), float(found.x[1]) if margins.ndim == 1 else 0.0
+
+
+def _ridge(
+    x: Any, y: np.ndarray, config: Config, weights: np.ndarray | None, seed: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    from sklearn.linear_model import ElasticNet, Ridge
+    from sklearn.model_selection import KFold
+
+    y = np.asarray(y, np.float64).reshape(-1)
+
+    def model(c: float) -> Any:
+        if config.penalty == "l2":
+            return Ridge(alpha=1.0 / c, random_state=seed)
+        return ElasticNet(alpha=1.0 / (c * len(y)), l1_ratio=1.0 if config.penalty == "l1" else 0.5, random_state=seed, max_iter=5000)
+
+    candidates = [float(config.c)] if config.c != "auto" else [0.01, 0.1, 1.0, 10.0]
+    chosen = candidates[0]
+    if len(candidates) > 1:
+        folds = list(KFold(3, shuffle=True, random_state=seed).split(np.zeros(len(y))))
+        error = lambda c: sum(float(((model(c).fit(x[a], y[a]).predict(x[b]) - y[b]) ** 2).sum()) for a, b in folds)  # noqa: E731
+        chosen = min(candidates, key=error)
+    found = model(chosen).fit(x, y, **({} if weights is None else {"sample_weight": weights}))
+    return np.asarray(found.coef_).reshape(1, -1), np.asarray([found.intercept_]).reshape(-1), chosen
+
+
+def apply(inputs: Mapping[str, Array], state: State) -> dict[str, np.ndarray]:
+    """Graph outputs `(B, K)` float32."""
+    return {key: linear(inputs, state.layout, w, state.bias[key]) for key, w in state.weights.items()}
+
+
+def graph(state: State, inputs: Mapping[str, Part]) -> Any:
+    """The same as an ONNX model."""
+    nodes: list[Any] = []
+    constants: list[Any] = []
+    for i, (key, w) in enumerate(state.weights.items()):
+        more, values = onnx_linear(state.layout, w, state.bias[key], key, f"head{i}")
+        nodes += more
+        constants += values
+    return onnx_model(nodes, constants, inputs, {k: w.shape[1] for k, w in state.weights.items()})

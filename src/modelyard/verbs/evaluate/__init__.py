@@ -1,0 +1,176 @@
+"""Judges a saved model on its own test rows or on new data: metrics with intervals, a baseline, and gates.
+
+    modelyard evaluate
+    modelyard evaluate runs/churn-0001 data=new.csv
+    modelyard evaluate evaluate.metrics=[roc_auc,f1]
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelyard.errors import ConfigError, Problem
+from modelyard.verbs.evaluate._judge import Evaluation, judge
+
+__all__ = ["Config", "Evaluation", "gates", "judge"]
+
+OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """`evaluate`: what is measured and what must hold."""
+
+    metrics: list[str] | None = None
+    """Metrics by name; without it those of the output's kind. The first is the headline."""
+    gate: dict[str, str] = field(default_factory=dict)
+    """metric (or output.metric) → condition such as `>= 0.80`; a missed gate makes the command exit 1."""
+    positive: str | None = None
+    """The label that precision, recall and F1 of two classes are about; without it the last one."""
+    threshold: str | None = None
+    """Tune decision thresholds on the validation rows for this metric (`f1`); makes a child model."""
+
+    def __post_init__(self) -> None:
+        for name, condition in self.gate.items():
+            parse_gate(name, condition)
+
+
+def parse_gate(name: str, condition: str) -> tuple[Any, float]:
+    """(comparison, limit) of `>= 0.8`; raises `ValueError` saying what is allowed."""
+    found = re.fullmatch(r"\s*(>=|<=|>|<)\s*([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*", str(condition))
+    if not found:
+        raise ValueError(f"gate.{name}: got {condition!r}, expected a comparison such as '>= 0.80'")
+    return OPERATORS[found[1]], float(found[2])
+
+
+def gates(metrics: Mapping[str, Any], wanted: Mapping[str, str]) -> list[dict[str, Any]]:
+    """`{metric, value, limit, passed}` for each gate; an undefined metric fails. Raises `ConfigError` for unknown names."""
+    flat = {}
+    for name, entry in metrics.items():
+        if "value" in entry:
+            flat[name] = entry["value"]
+        else:
+            flat |= {f"{name}.{metric}": e["value"] for metric, e in entry.items()}
+    unknown = [name for name in wanted if name not in flat]
+    if unknown:
+        details = [Problem(f"was not measured; there are {', '.join(flat)}", f"evaluate.gate.{name}") for name in unknown]
+        raise ConfigError(f"evaluate.gate names {', '.join(unknown)}, which was not measured", details)
+    found = []
+    for name, condition in wanted.items():
+        compare, limit = parse_gate(name, condition)
+        value = flat[name]
+        found.append({"metric": name, "value": value, "limit": condition, "passed": value == value and bool(compare(value, limit))})
+    return found
+
+
+def table(metrics: Mapping[str, Any], baselines: Mapping[str, Any] | None = None) -> str:
+    """Metrics by split as lines for a terminal: value, 95 % interval and the trivial baseline."""
+    lines = []
+    for split, found in metrics.items():
+        outputs = {"": found} if any("value" in e for e in found.values()) else found
+        for output, entries in outputs.items():
+            lines.append(f"{split}{f' · {output}' if output else ''}")
+            for name, e in entries.items():
+                base = ((baselines or {}).get(split) or {}).get(name) or {}
+                beside = f"   baseline {base['value']:.4g}" if isinstance(base.get("value"), float) else ""
+                interval = f"{e['low']:.4g} … {e['high']:.4g}" if e.get("low") == e.get("low") else e.get("note", "")
+                lines.append(f"  {name:<18} {e['value']:>10.4g}   {interval}{beside}")
+    return "\n".join(lines)
+
+
+@dataclass
+class Evaluated:
+    """What `evaluate` found."""
+
+    model: str
+    metrics: dict[str, Any]
+    baselines: dict[str, Any]
+    rows: dict[str, int]
+    failed: dict[str, int]
+    gate: list[dict[str, Any]]
+    child: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """`metrics` and what is around them."""
+        return dict(vars(self))
+
+    def __str__(self) -> str:
+        lines = [table(self.metrics, self.baselines)]
+        lines += [f"gate {g['metric']} {g['limit']}: {'passed' if g['passed'] else 'MISSED'} ({g['value']:.4g})" for g in self.gate]
+        return "\n".join(lines + ([f"thresholds tuned: {self.child}"] if self.child else []))
+
+
+def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
+    """The verb: judges `model` (or the latest run's) on the project's data with the model's own columns."""
+    from pathlib import Path
+
+    from modelyard.errors import GateFailed
+    from modelyard.runtime.model import Model
+    from modelyard.store.run import Run, model_folder
+    from modelyard.tasks._binding import bind
+    from modelyard.verbs.report import write_report
+
+    config: Config = project.section("evaluate")
+    folder = model_folder(model, project.base / "runs")
+    loaded = Model.load(folder, trust_code=options.trust_code)
+    data, base = _data(project, folder)
+    new = project.has("data") and model is not None
+    bound = bind(data, project.task, base, seed=_seed(loaded), like=loaded.pipeline, tasks=loaded.tasks, whole=new and not _splits(project))
+    splits = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height] or ["train"]
+    evaluation = judge(loaded, bound, splits, config.metrics, positive=config.positive)
+    metrics = evaluation.metrics()
+    judged = metrics[splits[-1]]
+    results = gates(judged, config.gate)
+    run_folder = folder.parent if (folder.parent / "run.json").is_file() else None
+    if run_folder is not None and not new:
+        Run(run_folder).write("metrics.json", metrics)
+        Run(run_folder).update(gate=results)
+        write_report(run_folder, evaluation.splits)
+    child = None
+    if config.threshold:
+        from modelyard.verbs.evaluate._thresholds import tune
+
+        child = str(tune(loaded, bound, config.threshold, Path(folder)))
+    failed = {s: len(e) for s, e in evaluation.failed.items()}
+    found = Evaluated(str(folder), metrics, evaluation.baselines(), {s: bound.splits[s].height for s in splits}, failed, results, child)
+    missed = [g for g in results if not g["passed"]]
+    if missed:
+        details = [Problem(f"is {g['value']:.4g}, wanted {g['limit']}", f"{splits[-1]}.{g['metric']}") for g in missed]
+        raise GateFailed(f"{len(missed)} gate(s) missed", details, found)
+    return found
+
+
+def _splits(project: Any) -> bool:
+    """Whether the data that came says itself which rows are for what."""
+    return project.data.test is not None or project.origins.get("data.split", "default") != "default" or any(
+        k.startswith("data.split.") and v != "default" for k, v in project.origins.items()
+    )
+
+
+def _seed(model: Any) -> int:
+    return int(model.manifest.get("seed", 0))
+
+
+def _data(project: Any, folder: Any) -> tuple[Any, Any]:
+    """The data named now; else the data that the run was trained on."""
+    import json
+    from pathlib import Path
+
+    from modelyard import settings
+    from modelyard.data.source import DataConfig
+
+    if project.has("data"):
+        return project.data, project.base
+    stored = folder.parent / "config.json"
+    if not stored.is_file():
+        raise ConfigError(f"{folder} does not know its data; name some: modelyard evaluate {folder} data=FILE")
+    config = json.loads(stored.read_text(encoding="utf-8"))
+    problems: list[Problem] = []
+    data = settings.parse(DataConfig, config["settings"]["data"], "data", problems)
+    if problems:
+        raise ConfigError("the stored data section cannot be read", problems)
+    return data, Path(config.get("base", "."))

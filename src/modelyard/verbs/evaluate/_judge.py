@@ -1,0 +1,195 @@
+"""Judges a saved model on bound data: metrics with intervals beside a trivial baseline, pictures, slices and worst rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from modelyard import metrics as scoring
+from modelyard.kinds._contract import RowError
+from modelyard.metrics._pictures import picture_data
+from modelyard.runtime.answers import Answers
+from modelyard.runtime.model import Model
+from modelyard.runtime.pipeline import Column, dense
+from modelyard.tasks._binding import Bound
+
+WORST = 24
+"""Worst rows shown per output (a page of pictures)."""
+
+SLICES = 12
+"""Slices shown; a slice has at least `SLICE_ROWS` rows."""
+SLICE_ROWS = 20
+
+
+@dataclass
+class Evaluation:
+    """`{split: {output: {kind, headline, metrics, baseline, pictures, worst, slices}}}` and the answers behind it."""
+
+    splits: dict[str, dict[str, dict[str, Any]]]
+    failed: dict[str, list[RowError]]
+    answers: dict[str, Answers]
+
+    def metrics(self) -> dict[str, Any]:
+        """`{split: {metric: {value, low, high, …}}}`; with several outputs `{split: {output: {metric: …}}}`."""
+        found = {s: {o: e["metrics"] for o, e in outputs.items()} for s, outputs in self.splits.items()}
+        return {s: next(iter(o.values())) if len(o) == 1 else o for s, o in found.items()}
+
+    def baselines(self) -> dict[str, Any]:
+        """The same of the trivial baseline."""
+        found = {s: {o: e["baseline"] for o, e in outputs.items()} for s, outputs in self.splits.items()}
+        return {s: next(iter(o.values())) if len(o) == 1 else o for s, o in found.items()}
+
+
+def judge(
+    model: Model, bound: Bound, splits: Sequence[str], wanted: Sequence[str] | None = None, *, positive: str | None = None, seed: int = 0
+) -> Evaluation:
+    """Predict each split with the loaded model and score every output."""
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    failed, kept = {}, {}
+    for split in splits:
+        frame = bound.splits[split]
+        rows = frame.select([c.name for c in bound.pipeline.inputs])
+        answers = model.predict_examples(rows)
+        bad = {e.row for e in answers.errors}
+        good = np.array([i for i in range(answers.rows) if i not in bad], np.int64)
+        failed[split], kept[split] = answers.errors, answers
+        whole = len(good) == answers.rows
+        truth, found = (frame, answers.columns) if whole else (frame[good], answers.columns[good])
+        out[split] = {
+            column.name: _output(model, bound, column, truth, found, wanted, positive, seed) for column in model.pipeline.outputs
+        }
+    return Evaluation(out, failed, kept)
+
+
+def predicted(column: Column, answers: pl.DataFrame, features: np.ndarray | None) -> scoring.Predicted:
+    """What the answers say of one output, as metrics take it."""
+    evidence = column.rules.evidence(answers[column.name], column.coder, column.state)
+    scores = None
+    if f"{column.name}.scores" in answers.columns:
+        scores = answers[f"{column.name}.scores"].struct.unnest().to_numpy().astype(np.float64)
+    if column.kind == "number":
+        return scoring.Predicted(values=evidence)
+    if isinstance(evidence, np.ndarray) and evidence.dtype.kind == "f":
+        evidence = evidence.astype(np.int64)
+    return scoring.Predicted(labels=evidence, scores=scores, features=features)
+
+
+def _output(
+    model: Model, bound: Bound, column: Column, truth: pl.DataFrame, answers: pl.DataFrame, wanted: Sequence[str] | None,
+    positive: str | None, seed: int,
+) -> dict[str, Any]:
+    supervised = column.name in truth.columns
+    features = None if supervised else _features(model, truth)
+    found = predicted(column, answers, features)
+    is_true = column.rules.evidence(truth[column.name], column.coder, column.state) if supervised else None
+    labels = getattr(column.state, "labels", None)
+    names = _applicable(wanted or bound.tasks[column.name].metrics, column.kind)
+    options: dict[str, Any] = {"labels": labels, "seed": seed}
+    if positive is not None and labels and positive in labels and len(labels) == 2:
+        options["positive"] = labels.index(positive)
+    scores = scoring.evaluate_output(column.kind, is_true, found, names, **options)
+    entry: dict[str, Any] = {"kind": column.kind, "headline": next(iter(scores), None), "metrics": scores, "baseline": {}, "pictures": {}, "worst": [], "slices": []}
+    if column.kind not in scoring.DEFAULTS:
+        return entry
+    entry["pictures"] = picture_data(column.kind, is_true, found, labels=labels, seed=seed)
+    if supervised:
+        past = column.rules.evidence(bound.splits["train"][column.name], column.coder, column.state)
+        guess = scoring.baseline(column.kind, past, truth.height, labels=labels)
+        entry["baseline"] = scoring.evaluate_output(column.kind, is_true, guess, names, **options)
+        errors_B = _errors(column, found, is_true)
+        entry["worst"] = _worst(bound, column, truth, answers, found, errors_B)
+        entry["slices"] = _slices(bound, column, truth, found, is_true, entry["headline"], options)
+    return entry
+
+
+def _applicable(wanted: Sequence[str] | None, kind: str) -> list[str] | None:
+    """Of the metrics asked for, those that apply to this kind; None (the defaults) where none was asked for."""
+    if wanted is None:
+        return None
+    return [name for name in wanted if kind in scoring.get(name).kinds] or None
+
+
+def _features(model: Model, frame: pl.DataFrame) -> np.ndarray:
+    """Encoded inputs side by side, categories as 0/1 columns: the space in which clusters were made."""
+    encoded = dense(model.pipeline.encode(frame.select([c.name for c in model.pipeline.inputs])).arrays)
+    blocks = [encoded["table.numbers"].astype(np.float64)] if "table.numbers" in encoded else []
+    if "table.categories" in encoded:
+        ids = encoded["table.categories"]
+        blocks += [(ids[:, [i]] == np.arange(ids[:, i].max(initial=0) + 1)).astype(np.float64) for i in range(ids.shape[1])]
+    blocks += [a.reshape(len(a), -1).astype(np.float64) for k, a in encoded.items() if not k.startswith("table.") and a.dtype.kind == "f"]
+    return np.nan_to_num(np.concatenate(blocks, axis=1)) if blocks else np.zeros((frame.height, 1))
+
+
+def _errors(column: Column, found: scoring.Predicted, truth: np.ndarray) -> np.ndarray:
+    """How wrong each row is: 1 - score of the true label, share of wrong labels, or the absolute error."""
+    if column.kind == "number" and found.values is not None:
+        return np.abs(found.values - truth)
+    if column.kind == "category" and found.scores is not None:
+        own = found.scores[np.arange(len(truth)), np.maximum(truth, 0)]
+        return np.where(truth >= 0, 1.0 - own, 1.0)
+    if found.scores is not None and truth.ndim == 2:
+        return np.abs(found.scores - truth).max(axis=1)
+    return np.zeros(len(truth))
+
+
+def _worst(
+    bound: Bound, column: Column, truth: pl.DataFrame, answers: pl.DataFrame, found: scoring.Predicted, errors_B: np.ndarray
+) -> list[dict[str, Any]]:
+    order = np.argsort(-errors_B, kind="stable")[:WORST]
+    shown = bound.pipeline.inputs[:8]
+    rows = []
+    drawn = {c.name: truth[c.name].gather(order.astype(np.uint32)).to_list() for c in shown}
+    true, said = (s.gather(order.astype(np.uint32)).to_list() for s in (truth[column.name], answers[column.name]))
+    for i, row in enumerate(order.tolist()):
+        rows.append(
+            {
+                "row": row + 1, "inputs": {c.name: c.rules.draw(drawn[c.name][i]) for c in shown}, "truth": _text(true[i]),
+                "prediction": _text(said[i]), "confidence": None if found.scores is None else float(found.scores[row].max()),
+                "loss": float(errors_B[row]),
+            }  # fmt: skip
+        )
+    return rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "∅"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _slices(
+    bound: Bound, column: Column, truth: pl.DataFrame, found: scoring.Predicted, is_true: np.ndarray, headline: str | None,
+    options: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """The headline metric where a category has one value, or a number lies in one quarter; the worst first."""
+    if headline is None:
+        return []
+    slices = []
+    for source in bound.pipeline.inputs:
+        for name, mask in _masks(source, truth[source.name]):
+            if SLICE_ROWS <= mask.sum() < len(mask):
+                value = scoring.evaluate_output(column.kind, is_true[mask], found.take(mask), [headline], **options)[headline]
+                slices.append({"slice": name, "rows": int(mask.sum()), "metric": headline, **value})
+    defined = [s for s in slices if s["value"] == s["value"]]
+    sign = 1 if defined and defined[0]["better"] == "higher" else -1
+    return sorted(defined, key=lambda s: sign * s["value"])[:SLICES]
+
+
+def _masks(source: Column, values: pl.Series) -> list[tuple[str, np.ndarray]]:
+    if source.kind == "category":
+        top = values.drop_nulls().value_counts(sort=True).head(8)[source.name].to_list()
+        return [(f"{source.name} = {v}", (values == v).fill_null(False).to_numpy()) for v in top]
+    if source.kind == "number" and values.n_unique() > 8:
+        cuts = [float(values.quantile(q) or 0.0) for q in (0.25, 0.5, 0.75)]
+        x = values.fill_null(float("nan")).to_numpy()
+        bounds = [-np.inf, *cuts, np.inf]
+        return [(f"{source.name} {a:.4g} … {b:.4g}", (x > a) & (x <= b)) for a, b in zip(bounds, bounds[1:], strict=False) if a < b]
+    if source.kind == "text":
+        size = values.str.len_chars().fill_null(0).to_numpy()
+        middle = float(np.median(size))
+        return [(f"{source.name}: up to {middle:.0f} characters", size <= middle), (f"{source.name}: longer than {middle:.0f}", size > middle)]
+    return []

@@ -1,0 +1,132 @@
+"""Writes a model in a form that runs elsewhere, and refuses if it answers the stored examples differently.
+
+    modelyard export runs/churn-0001
+    modelyard export runs/churn-0001 export.format=onnx
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from modelyard.runtime.model import Model
+from modelyard.store import atomic
+from modelyard.store import folder as store
+
+__all__ = ["Config", "Exported", "export"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """`export`: the form."""
+
+    SHORTHAND: ClassVar[str] = "format"
+
+    format: Literal["onnx"] = "onnx"
+    """onnx: a folder with ONNX graphs that the core serves without torch."""
+
+
+@dataclass
+class Exported:
+    """Files that were written and how they compare."""
+
+    folder: str
+    files: list[str]
+    parity: dict[str, Any]
+    bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """`files`, `parity`, and the folder."""
+        return dict(vars(self))
+
+    def __str__(self) -> str:
+        p = self.parity
+        return f"{self.folder}: {self.bytes / 1e6:.2f} MB, {p['rows']} examples replayed, largest difference {p['max_difference']:.2g}, {p['ties']} ties"
+
+
+def export(folder: Path, form: str = "onnx", *, trust_code: bool = False) -> Exported:
+    """Make `exports/<form>` beside the model folder; it holds everything that predicting needs.
+
+    Raises `ParityError` (and leaves nothing) where a stored example is answered differently, alone or in a batch.
+    """
+    from modelyard.verbs.export import onnx
+
+    model = Model.load(folder, trust_code=trust_code)
+    target = folder.parent / "exports" / form
+    if target.exists():
+        number = 2
+        while (again := target.with_name(f"{form}-{number}")).exists():
+            number += 1
+        target = again
+    kept = {k: v for k, v in model.manifest.items() if k not in ("format", "files")}
+    leave = ("model.safetensors",)
+    graphs: dict[str, str] = {}
+
+    def fill(aside: Path) -> None:
+        for name in model.manifest["files"]:
+            if name not in leave:
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / name, aside / name)
+        graphs.update(onnx.write(model, aside, trust_code=trust_code))
+        section = {**model.manifest["model"], "backend": "onnx", "onnx": graphs}
+        section.pop("state", None)
+        manifest["model"] = section
+
+    parent = {"version": model.version, "relation": f"export {form}"}
+    manifest = {**kept, "parents": [*kept.get("parents", []), parent]}
+    if model.manifest["model"]["backend"] == "numpy":
+        leave = ("model.safetensors", "arrays.safetensors")
+    store.write(target, manifest, fill)
+    try:
+        found = _prove(target)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
+    entry = {"format": form, "bytes": size, "parity": found["parity"], "milliseconds": found["milliseconds"], "core": model.version}
+    listing = target.parent / "exports.json"
+    before = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else {}
+    atomic.replace_file(listing, json.dumps({**before, target.name: entry}, indent=1).encode("utf-8"))
+    return Exported(str(target), sorted(str(p) for p in target.iterdir()), found["parity"], size)
+
+
+def _prove(target: Path) -> dict[str, Any]:
+    """Replay in a batch and row by row: a graph that froze the batch size must not pass."""
+    exported = Model.load(target)
+    parity = exported.replay()
+    rows = exported.examples
+    whole = exported.predict(rows)
+    from modelyard.runtime.answers import compare
+
+    times = []
+    if exported.frame["name"] == "rows":
+        for i in range(len(rows)):
+            start = time.perf_counter()
+            alone = exported.predict([rows[i]])
+            times.append(time.perf_counter() - start)
+            same = compare(_one(whole, i), alone, exported.pipeline.scales())
+            if not same.ok:
+                from modelyard.errors import ParityError, Problem
+
+                detail = Problem(f"in the batch {whole.to_json()[i]!r}; alone {alone.to_json()[0]!r}"[:400], f"example {i}")
+                raise ParityError("an example is answered differently alone than in a batch", [detail], same)
+    return {"parity": parity.to_json(), "milliseconds": 1e3 * sorted(times)[len(times) // 2] if times else None}
+
+
+def _one(answers: Any, i: int) -> Any:
+    from dataclasses import replace
+
+    errors = [replace(e, row=0) for e in answers.errors if e.row == i]
+    return replace(answers, columns=answers.columns[i : i + 1], errors=errors, rows=1)
+
+
+def run(project: Any, *, model: str | None = None, options: Any) -> Exported:
+    """The verb."""
+    from modelyard.store.run import model_folder
+
+    config: Config = project.section("export")
+    return export(model_folder(model, project.base / "runs"), config.format, trust_code=options.trust_code)

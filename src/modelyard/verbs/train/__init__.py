@@ -1,0 +1,288 @@
+"""Fits a model to the data of a project and leaves a run folder with the model, its metrics and a report.
+
+    modelyard train
+    modelyard train data=customers.csv target=churned train.budget=2m
+    modelyard train --resume
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modelyard.data.source import DataConfig, Source
+from modelyard.errors import ModelyardError
+from modelyard.runtime.answers import Graph
+from modelyard.runtime.model import Model
+from modelyard.store.run import Run, now
+from modelyard.tasks._binding import Bound, bind
+from modelyard.verbs.train.config import TrainConfig as Config
+
+__all__ = ["Config", "Trained", "train"]
+
+
+@dataclass
+class Trained:
+    """What `train` leaves behind."""
+
+    run: Path
+    model: Path
+    metrics: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """`run`, `model`, `metrics` as the command prints them."""
+        return {"run": str(self.run), "model": str(self.model), "metrics": self.metrics, "notes": self.notes}
+
+    def __str__(self) -> str:
+        from modelyard.verbs.evaluate import table
+
+        follow = [f"modelyard predict {self.run} data=new.csv", f"modelyard export {self.run}", f"modelyard serve {self.run}"]
+        report = self.run / "report.html"
+        return "\n".join([table(self.metrics), "", f"model   {self.model}", f"report  {report}", "", "next:", *(f"  {f}" for f in follow)])
+
+
+def train(
+    data: DataConfig,
+    task: str | None = None,
+    model: Any = "auto",
+    config: Config | None = None,
+    *,
+    name: str = "model",
+    base: Path | None = None,
+    runs: Path | None = None,
+    resolved: Mapping[str, Any] | None = None,
+    resume: str | bool = False,
+    device: str = "cpu",
+    source: Source | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    stop: threading.Event | None = None,
+) -> Trained:
+    """Bind, fit, save, load back, replay, evaluate, report.
+
+    `base` is the folder that paths are relative to, `runs` the folder of run folders (`base/runs`), `resolved` the settings
+    as they are written to the run. `resume` is True for the latest run, or its name. `stop` set: finish the step, save, evaluate.
+    """
+    config = config or Config()
+    base = Path(base or ".")
+    runs = runs or base / "runs"
+    say = say or (lambda text: None)
+    run = Run.find(runs, None if resume is True else str(resume)) if resume else Run.create(runs, name)
+    stop = stop or threading.Event()
+    try:
+        if resume and (run.model / "manifest.json").is_file():
+            say(f"{run.name} is finished already")
+            return Trained(run.folder, run.model, run.read("metrics.json"))
+        if resolved is not None and not resume:
+            run.write("config.json", {**resolved, "base": str(base.resolve())})
+            (run.folder / "config.yaml").write_text(_yaml(resolved), encoding="utf-8")
+        bound = bind(data, task, base, seed=config.seed, source=source)
+        for note in bound.notes:
+            say(note)
+        with _ctrl_c(stop, say):
+            folder, facts = _fit(bound, model, config, run, name, bool(resume), device, stop, progress, say)
+        return _judge(run, folder, bound, facts, say, stop.is_set())
+    except ModelyardError as error:
+        run.update(state="failed", finished=now(), error=error.to_json())
+        raise
+
+
+def _fit(
+    bound: Bound, model: Any, config: Config, run: Run, name: str, resume: bool, device: str, stop: threading.Event,
+    progress: Callable[[int, int, str], None] | None, say: Callable[[str], None],
+) -> tuple[Path, dict[str, Any]]:
+    from modelyard.verbs.train import learner
+    from modelyard.verbs.train.save import save
+
+    pipeline = bound.pipeline
+    choice = learner.choose(model, pipeline, bound.tasks, bound.splits["train"].height)
+    learner.set_encodings(choice, pipeline)
+    pipeline.fit([bound.splits["train"]])
+    arrays = {s: (pipeline.encode(f).arrays, pipeline.targets(f)) for s, f in bound.splits.items() if s in ("train", "valid") and f.height}
+    weights = _weights(bound)
+    say(f"training {', '.join(choice.names)} on {bound.rows['train']} examples")
+    run.update(state="training", model={"model": choice.names}, data=_data(bound))
+    began = time.monotonic()
+    graphs: dict[str, Graph]
+    if choice.estimator:
+        from modelyard.verbs.train import fit_estimator
+
+        section, graphs, stored = fit_estimator.fit(
+            choice, pipeline, arrays["train"], arrays.get("valid"), weights=weights, seed=config.seed, budget_s=config.budget,
+            progress=run.event,
+        )  # fmt: skip
+        parameters: dict[str, np.ndarray] = {}
+        training: dict[str, Any] = {"seconds": time.monotonic() - began}
+    else:
+        from modelyard.runtime.backends.torch import graphs as torch_graphs
+        from modelyard.verbs.train import fit_net
+
+        spec, families = fit_net.describe(choice, pipeline, bound.rows["train"])
+        section, network, parameters, result, used, origins = fit_net.fit(
+            spec, families, pipeline, bound.tasks, arrays["train"], arrays.get("valid"), config, weights=weights,
+            folder=run.folder / "checkpoints", resume=resume, events=run.event, stop=stop, progress=progress, device=device,
+        )  # fmt: skip
+        graphs, stored = torch_graphs(network), {}
+        training = {
+            "seconds": result.seconds, "steps": result.steps, "epochs": result.epochs, "stopped": result.stopped,
+            "best_epoch": result.best_epoch + 1, "settings": {k: getattr(used, k.split(".")[1]) for k in origins}, "origins": origins,
+            "parameters": sum(p.numel() for p in network.parameters()),
+        }  # fmt: skip
+    facts = {"training": training, "seed": config.seed}
+    folder = save(run.model, name, bound, section, graphs, parameters, stored, facts)
+    return folder, facts
+
+
+def _yaml(resolved: Mapping[str, Any]) -> str:
+    """Settings with the origin of each value beside it, as YAML."""
+    origins = resolved.get("origins", {})
+    lines: list[str] = []
+
+    def write(value: Any, path: str, depth: int) -> None:
+        for key, item in value.items():
+            where = f"{path}.{key}" if path else str(key)
+            beside = f"  # {origins[where]}" if where in origins else ""
+            if isinstance(item, Mapping) and item:
+                lines.append(f"{'  ' * depth}{key}:{beside}")
+                write(item, where, depth + 1)
+            elif item is not None:
+                lines.append(f"{'  ' * depth}{key}: {json.dumps(item, ensure_ascii=False, default=str)}{beside}")
+
+    write(resolved.get("settings", resolved), "", 0)
+    return "\n".join([*lines, ""])
+
+
+def _weights(bound: Bound) -> np.ndarray | None:
+    column = next((c for c in bound.carried if c == getattr(bound, "weight", None)), None)
+    return None if column is None else bound.splits["train"][column].cast(float).to_numpy().astype(np.float32)
+
+
+def _judge(
+    run: Run, folder: Path, bound: Bound, facts: dict[str, Any], say: Callable[[str], None], interrupted: bool
+) -> Trained:
+    """Metrics and report come from the saved model, loaded back."""
+    from modelyard.verbs.evaluate import judge
+    from modelyard.verbs.report import write_report
+
+    model = Model.load(folder, trust_code=True)
+    parity = model.replay()
+    splits = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height]
+    evaluation = judge(model, bound, splits or ["train"])
+    metrics = evaluation.metrics()
+    run.write("metrics.json", metrics)
+    run.update(
+        state="interrupted" if interrupted else "finished", finished=now(), version=model.version, parity=parity.to_json(),
+        training=facts["training"], model=_about(model, facts), data=_data(bound), facts={"version": model.version},
+    )  # fmt: skip
+    write_report(run.folder, evaluation.splits)
+    return Trained(run.folder, folder, metrics, bound.notes, interrupted)
+
+
+def _about(model: Model, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of the report's first card."""
+    section = model.manifest["model"]
+    made = section.get("estimator") or ", ".join(n["name"] for n in section["net"].get("nets", {}).values()) or section["net"]["user"]["module"]
+    training = facts["training"]
+    return {
+        "task": ", ".join(sorted(set(model.tasks.values()))), "model": made, "inputs": [f"{f.name} ({f.kind})" for f in model.signature.inputs],
+        "outputs": [f"{f.name} ({f.kind})" for f in model.signature.outputs], "created": model.manifest["created"],
+        **({"parameters": training["parameters"]} if "parameters" in training else {}), "seconds": round(training["seconds"], 1),
+    }  # fmt: skip
+
+
+def _data(bound: Bound) -> dict[str, Any]:
+    """The report's data section: every row kept or set aside, and the balance of labels."""
+    balance = {}
+    for column in bound.pipeline.outputs:
+        counts = getattr(column.state, "counts", None)
+        if counts:
+            balance[column.name] = dict(counts)
+    read = sum(t.rows_read for t in bound.source.tables.values())
+    aside = [vars(s) for s in bound.set_aside]
+    return {
+        "rows_in": read, "rows": bound.rows, "set_aside": aside[:1000], "set_aside_count": len(aside), "balance": balance,
+        "fingerprint": bound.source.fingerprint, "notes": bound.notes,
+    }  # fmt: skip
+
+
+class _ctrl_c:  # noqa: N801 - used as a context manager, like a function
+    """First Ctrl-C: finish the step, save, evaluate; second: stop now. Only the main thread may set it."""
+
+    def __init__(self, stop: threading.Event, say: Callable[[str], None]) -> None:
+        self.stop, self.say, self.before = stop, say, None
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread() and os.name != "nt":
+            self.before = signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.stop.is_set():
+            raise KeyboardInterrupt
+        self.stop.set()
+        self.say("stopping after this step: saving and evaluating (Ctrl-C again stops now)")
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+
+
+def run(project: Any, *, model: str | None = None, options: Any) -> Trained:
+    """The verb: `model` is unused (`--resume RUN` names a run)."""
+    from modelyard.progress import Bar
+
+    config: Config = project.section("train")
+    if project.seed is not None and project.origins.get("train.seed", "default") == "default":
+        import dataclasses
+
+        config = dataclasses.replace(config, seed=project.seed)
+    if options.dry_run:
+        from modelyard.verbs.plan import describe
+
+        return describe(project)  # type: ignore[return-value]
+    source = None
+    with Bar("training", quiet=options.quiet or options.json) as bar:
+
+        def progress(step: int, steps: int, text: str) -> None:
+            bar.total = steps
+            bar.update(step, text)
+
+        found = train(
+            project.data, project.task, project.model.value, config, name=project.name, base=project.base,
+            resolved={"settings": project.resolved(), "origins": project.origins}, resume=options.resume or False,
+            device=options.device or "cpu", source=source, progress=progress, say=options.notice,
+        )  # fmt: skip
+    if found.interrupted:
+        raise KeyboardInterrupt(f"stopped by Ctrl-C; the model so far is usable: {found.model} (go on with: modelyard train --resume)")
+    missed = _gates(project, found)
+    if missed:
+        raise missed
+    return found
+
+
+def _gates(project: Any, found: Trained) -> ModelyardError | None:
+    """A gate of the `evaluate` section judges the test metrics of a training run too."""
+    from modelyard.errors import GateFailed, Problem
+    from modelyard.verbs.evaluate import gates
+
+    wanted = project.section("evaluate").gate
+    split = next((s for s in ("test", "valid") if s in found.metrics), None)
+    if not wanted or split is None:
+        return None
+    results = gates(found.metrics[split], wanted)
+    Run(found.run).update(gate=results)
+    missed = [g for g in results if not g["passed"]]
+    if not missed:
+        return None
+    details = [Problem(f"is {g['value']:.4g}, wanted {g['limit']}", f"{split}.{g['metric']}") for g in missed]
+    return GateFailed(f"{len(missed)} gate(s) missed on {split}", details, found)

@@ -1,0 +1,88 @@
+"""The `train` section: every setting of training; None leaves the choice to the model family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from modelyard.settings import Between, Duration
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """`train`: how long, how fast, with what brakes; a duration alone is the budget."""
+
+    SHORTHAND: ClassVar[str] = "budget"
+
+    budget: Duration | None = None
+    """Wall time for fitting, e.g. 5m; turned into a number of steps at the start, so that a resumed run is the same run."""
+    epochs: Annotated[int, Between(1)] | None = None
+    """Passes over the training examples at most."""
+    batch: Annotated[int, Between(1)] | None = None
+    """Examples of one step."""
+    lr: Annotated[float, Between(0, 100)] | None = None
+    """Learning rate (the peak, for schedules that move it)."""
+    optimiser: Literal["adamw", "adam", "sgd", "muon"] | None = None
+    """adamw and sgd (Nesterov momentum) suit most; muon orthogonalises matrix steps in float32."""
+    momentum: Annotated[float, Between(0, 0.9999)] = 0.9
+    """Of sgd and muon."""
+    weight_decay: Annotated[float, Between(0, 10)] | None = None
+    """Decoupled decay (L2) of matrices; biases and normalisation are left alone."""
+    l1: Annotated[float, Between(0, 10)] = 0.0
+    """L1 penalty on matrices, added to the loss."""
+    schedule: Literal["one-cycle", "cosine", "plateau", "constant"] | None = None
+    """How the learning rate moves over the run."""
+    warmup: Annotated[float, Between(0, 0.9)] | None = None
+    """Share of the steps in which the rate rises from 1/25."""
+    dropout: Annotated[float, Between(0, 0.95)] | None = None
+    """Dropout of the fused features before the heads."""
+    label_smoothing: Annotated[float, Between(0, 0.9)] | None = None
+    """Probability given to the other labels."""
+    augment: str | dict[str, Any] | None = None
+    """`standard`, `none`, or a map of image operations (crop, flip, rotate, cutout …)."""
+    mixup: Annotated[float, Between(0, 10)] | None = None
+    """alpha of Beta(alpha, alpha) for mix-up of images; 0 is off."""
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    """balanced, or label → weight: rare labels count more in the loss."""
+    accumulate: Annotated[int, Between(1)] = 1
+    """Parts that a batch is cut into to save memory; the step is the same."""
+    clip: Annotated[float, Between(0)] | None = None
+    """Largest norm of the gradient."""
+    ema: Annotated[float, Between(0, 0.99999)] | None = None
+    """Decay of the running average of the weights that is evaluated and saved; 0 is off."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """auto takes bfloat16 where the hardware computes in it."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile; auto: on a GPU only, since it costs half a minute at the start."""
+    patience: Annotated[int, Between(0)] | None = None
+    """Epochs without a better validation loss after which training stops; 0 never stops."""
+    seed: Annotated[int, Between(0, 2**31)] = 0
+    """Of weights, order, dropout and augmentation."""
+    threads: Annotated[int, Between(1)] | None = None
+    """CPU threads; results are bit-equal for equal numbers."""
+    checkpoint_every: Duration = 60.0
+    """Seconds between checkpoints (one is written after the last epoch too)."""
+    smoke: bool = True
+    """Two steps, an evaluation, a save and a replay on a copy before the real run."""
+
+
+DEFAULTS: dict[str, Any] = {
+    "epochs": 30, "batch": 128, "lr": 1e-3, "optimiser": "adamw", "weight_decay": 1e-2, "schedule": "cosine", "warmup": 0.1,
+    "dropout": 0.0, "label_smoothing": 0.0, "augment": "none", "mixup": 0.0, "ema": 0.0, "patience": 0,
+}  # fmt: skip
+"""Used where neither the user nor the family says anything."""
+
+
+def resolve(config: TrainConfig, *families: dict[str, object]) -> tuple[TrainConfig, dict[str, str]]:
+    """(settings without None, origin of each): the user's value, else the first family that names it, else `DEFAULTS`."""
+    from dataclasses import fields, replace
+
+    changes: dict[str, Any] = {}
+    origins = {}
+    for f in fields(config):
+        if f.name not in DEFAULTS or getattr(config, f.name) is not None:
+            continue
+        named = next((family[f.name] for family in families if f.name in family), None)
+        changes[f.name] = DEFAULTS[f.name] if named is None else named
+        origins[f"train.{f.name}"] = "default" if named is None else "model family"
+    return replace(config, **changes), origins
