@@ -132,12 +132,13 @@ class Pipeline:
             arrays[f"{TABLE}.categories"] = np.concatenate(categories, axis=1).astype(np.int32, copy=False)
         return Encoded(arrays, contexts, frame.height)
 
-    def targets(self, frame: pl.DataFrame) -> dict[str, Array]:
-        """Arrays of checked targets by name (`churned.index`)."""
+    def targets(self, frame: pl.DataFrame, contexts: Mapping[str, Context]) -> dict[str, Array]:
+        """Arrays of checked targets by name (`churned.index`); an aligned one is encoded in the context of its input."""
         out: dict[str, Array] = {}
         for column in self.outputs:
             if column.name in frame.columns:
-                encoded = column.coder.encode(frame[column.name], column.state, {})
+                context = contexts.get(column.of, {}) if column.of else {}
+                encoded = column.coder.encode(frame[column.name], column.state, context)
                 out |= {f"{column.name}.{part}": array for part, array in encoded.items()}
         return out
 

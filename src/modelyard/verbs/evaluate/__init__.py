@@ -129,7 +129,7 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
     if run_folder is not None and not new:
         Run(run_folder).write("metrics.json", metrics)
         Run(run_folder).update(gate=results)
-        write_report(run_folder, evaluation.splits)
+        write_report(run_folder, evaluation.splits, lang=options.lang or project.section("report").lang)
     child = None
     if config.threshold:
         from modelyard.verbs.evaluate._thresholds import tune
