@@ -18,9 +18,9 @@ ACCEPTS = ("tokens", "chars")
 
 TRAIN: dict[str, object] = {
     "optimiser": "adamw",
-    "learning_rate": 2e-3,
+    "lr": 2e-3,
     "weight_decay": 1e-2,
-    "batch_size": 64,
+    "batch": 64,
     "epochs": 15,
     "schedule": "one-cycle",
     "label_smoothing": 0.05,

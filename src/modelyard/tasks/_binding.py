@@ -101,12 +101,12 @@ def bind(
     raws: dict[str, pl.DataFrame] = {}
     problems: list[Problem] = []
     for name, table in source.tables.items():
-        whole = table.frame()
-        _require(whole, inputs, outputs, name, problems)
+        rows = table.frame()
+        _require(rows, inputs, outputs, name, problems)
         if problems:
             continue
         module = registry.load("data/frames", frame["name"])
-        examples, origin = module.examples(whole, module.Config(**frame["config"]), training=True)
+        examples, origin = module.examples(rows, module.Config(**frame["config"]), training=True)
         clean, kept, gone = _check(pipeline, examples, origin, carried, name, config, problems)
         set_aside += gone
         tables[name], raws[name] = clean, examples[kept]
