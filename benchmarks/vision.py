@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from modelyard.kinds.image import KIND, PixelsConfig
+from modelyard.kinds._pixels import PixelsConfig
+from modelyard.kinds.image import KIND
 from modelyard.nets import cnn, light, resnet
 from modelyard.verbs.train.augment import ImageAugment, read
 
@@ -138,7 +139,8 @@ def run(data: str, family: str, seed: int, held_out: bool, threads: int) -> None
     wall, cpu = time.perf_counter(), time.process_time()
     columns: list[Any] = list(mnist() if data == "mnist" else cifar10())
     if held_out:
-        order = np.random.default_rng(123).permutation(len(columns[0]))
+        # MNIST's neighbours are of one writer, and those of the test set are others: a random split flatters by 0.25 %
+        order = np.arange(60_000)[::-1] if data == "mnist" else np.random.default_rng(123).permutation(len(columns[0]))
         cut = len(order) // (6 if data == "mnist" else 5)
         columns = [columns[0][order[cut:]], columns[1][order[cut:]], columns[0][order[:cut]], columns[1][order[:cut]]]
     checked = [KIND.check(column) for column in (columns[0], columns[2])]

@@ -19,7 +19,8 @@ from PIL import Image as Pillow
 
 from modelyard.kinds._contract import Part
 from modelyard.kinds._picture import MAX_PIXELS, decode
-from modelyard.kinds.image import KIND, Image, PixelsConfig, common_size
+from modelyard.kinds._pixels import PixelsConfig, common_size
+from modelyard.kinds.image import KIND, Image
 
 PIXELS: Any = Image.encodings["pixels"]
 
@@ -261,6 +262,9 @@ def test_pixel_columns_of_other_types_and_layouts() -> None:
     assert len(errors) == 3
     column, errors = KIND.check(pl.Series("x", np.zeros((2, 3, 8, 8), np.uint8)))
     assert len(errors) == 2 and "(3, 8, 8)" in errors[0].reason
+    opened = [picture(4, 5, "P"), picture(4, 5, "L").convert("RGB")]
+    column, errors = KIND.check(pl.Series("x", opened, dtype=pl.Object))
+    np.testing.assert_array_equal(column.to_numpy()[0], np.array(opened[0].convert("RGB")))
     mixed, errors = KIND.check(KIND.from_json([[[1, 2]], [[1], [2]], None]))
     assert errors == [] and mixed.dtype == pl.Binary and np.array(decode(mixed[1])).tolist() == [[1], [2]]
 

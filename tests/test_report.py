@@ -10,6 +10,7 @@ import pytest
 
 from modelyard.errors import ArtefactError, UsageError
 from modelyard.metrics import Predicted, baseline, evaluate_output, picture_data
+from modelyard.options import Options
 from modelyard.verbs.report import Report, plain, run, write_report
 from modelyard.verbs.report._words import WORDS, words
 from modelyard.verbs.report.page import render, sort_slices
@@ -146,8 +147,8 @@ def test_numbers_on_the_page_are_those_of_the_evaluation(folder):
 
 def test_plots_come_with_their_data(folder):
     result = run(model=write_report(folder, evaluation()).parent)
-    assert result["report"].endswith("report.html") and result["bytes"] > 10_000
-    names = {p.split("/")[-1] for p in result["plots"]}
+    assert result.report.endswith("report.html") and result.bytes > 10_000
+    names = {p.split("/")[-1] for p in result.plots}
     assert {"learning_curve.svg", "test.意图.confusion.svg", "test.天数.residuals.svg"} <= names
     data = json.loads((folder / "plots" / "test.意图.confusion.json").read_text(encoding="utf-8"))
     assert np.sum(data["matrix"]) == 400
@@ -159,9 +160,9 @@ def test_making_the_report_again_gives_the_same_page_and_keeps_the_run(folder):
     first = write_report(folder, evaluation()).read_bytes()
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     (folder / "model").mkdir()
-    assert run(model=folder / "model")["bytes"] == len(first)
+    assert run(model=folder / "model").bytes == len(first)
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
-    assert run(model=folder, options={"lang": "zh"})["report"].endswith("report.zh.html")
+    assert run(model=folder, options=Options(lang="zh")).report.endswith("report.zh.html")
 
 
 def test_the_page_stays_below_five_megabytes_and_says_what_is_missing(folder):
@@ -173,7 +174,7 @@ def test_the_page_stays_below_five_megabytes_and_says_what_is_missing(folder):
 def test_a_run_with_metrics_only_is_shown(folder):
     metrics = {"test": {"accuracy": {"value": 0.9, "low": 0.8, "high": 0.95}}}
     (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-    html = (folder / run(model=folder)["report"]).read_text(encoding="utf-8")
+    html = (folder / run(model=folder).report).read_text(encoding="utf-8")
     assert "[0.8, 0.95]" in html
 
 

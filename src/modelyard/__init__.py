@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Model", "ModelyardError", "Project", "__version__", "check", "doctor", "evaluate", "export", "init", "load", "load_model",
-    "plan", "predict", "project", "report", "run", "runs", "serve", "train",
+    "Model", "ModelyardError", "Project", "__version__", "check", "doctor", "evaluate", "export", "init", "load",
+    "load_model", "plan", "predict", "project", "report", "run", "runs", "serve", "train",
 ]  # fmt: skip
 
 _PLACES = {

@@ -11,7 +11,9 @@ from modelyard import registry
 from modelyard.errors import UsageError
 from modelyard.options import Options
 
-FLAGS = tuple(f.name for f in dataclasses.fields(Options) if f.name not in ("json", "args", "values", "warnings", "emit"))
+FLAGS = tuple(
+    f.name for f in dataclasses.fields(Options) if f.name not in ("json", "args", "values", "warnings", "emit")
+)
 
 
 def call(verb: str, options: Options, file: str | Path | None, overrides: list[str], values: Mapping[str, Any]) -> Any:
@@ -53,7 +55,9 @@ def function(verb: str) -> Callable[..., Any]:
                 file = one
             else:
                 raise UsageError(f"{verb}() takes one file; got {file!r} and {one!r}")
-        options = Options(**{k: keys.pop(k) for k in FLAGS if k in keys}, args=[str(folder)] if folder is not None else [])
+        options = Options(
+            **{k: keys.pop(k) for k in FLAGS if k in keys}, args=[str(folder)] if folder is not None else []
+        )
         return call(verb, options, file, [], {**values, **{k.replace("__", "."): v for k, v in keys.items()}})
 
     run.__name__ = run.__qualname__ = verb

@@ -108,7 +108,7 @@ def _traceback_to_stderr() -> None:
     traceback.print_exc(file=sys.stderr)
 
 
-class _collected_warnings:  # noqa: N801 - reads as a statement
+class _collected_warnings:
     """Python warnings become notices: collected for `--json`, one line each for people."""
 
     def __init__(self, options: Options) -> None:
@@ -137,23 +137,25 @@ class _Output:
     """stdout for results only: while a verb runs, whatever prints to stdout (libraries in C too) goes to stderr."""
 
     def __init__(self, json: bool) -> None:
-        self.json, self.printed, self.real = json, False, None if not json else 1
+        self.json, self.printed = json, False
+        self.real: int | None = 1 if json else None
 
     def __enter__(self) -> None:
+        self.python, sys.stdout = sys.stdout, sys.stderr
         if not self.json:
             return
         try:
-            sys.stdout.flush()
+            self.python.flush()
             self.real = os.dup(1)
             os.dup2(2, 1)
         except OSError:  # no file descriptors (a notebook); Python's own stdout is all there is
             self.real = None
 
     def __exit__(self, *_: Any) -> None:
-        if self.json and self.real not in (None, 1):
-            sys.stdout.flush()
-            os.dup2(self.real, 1)  # type: ignore[arg-type]
-            os.close(self.real)  # type: ignore[arg-type]
+        sys.stdout = self.python
+        if self.real not in (None, 1):
+            os.dup2(self.real, 1)
+            os.close(self.real)
             self.real = 1
 
     def body(self, body: Mapping[str, Any], began: float, options: Options) -> None:
@@ -161,12 +163,15 @@ class _Output:
         if self.printed:
             return
         self.printed = True
-        head = {"schema_version": SCHEMA_VERSION, "seconds": round(time.perf_counter() - began, 3), "warnings": options.warnings}
+        head = {
+            "schema_version": SCHEMA_VERSION,
+            "seconds": round(time.perf_counter() - began, 3),
+            "warnings": options.warnings,
+        }
         line = (dumps({**head, **body}) + "\n").encode("utf-8")
         if self.real is None:
-            sys.stdout.write(line.decode("utf-8"))
+            getattr(self, "python", sys.stdout).write(line.decode("utf-8"))
             return
-        sys.stdout.flush()
         while line:
             line = line[os.write(self.real, line) :]
 
@@ -186,7 +191,7 @@ class _Output:
         self, error: Mapping[str, Any], code: int, began: float, options: Options, raised: ModelyardError | None = None
     ) -> int:
         """The error as JSON on stdout, or a few lines on stderr; a failed gate still shows what was measured."""
-        result = getattr(raised, "result", None)
+        result: Any = getattr(raised, "result", None)
         if self.json:
             body = result.to_json() if hasattr(result, "to_json") else {}
             self.body({**body, "error": error}, began, options)
@@ -216,9 +221,15 @@ def _parse(args: list[str], options: Options) -> tuple[str, str | None, list[str
 
         raise _Asked(f"modelyard {__version__}")
     takes = {"-f", "--file", *VALUES, *SUGAR}
-    position = next((i for i, a in enumerate(args) if not a.startswith("-") and (i == 0 or args[i - 1] not in takes)), None)
+    position = next(
+        (i for i, a in enumerate(args) if not a.startswith("-") and (i == 0 or args[i - 1] not in takes)), None
+    )
     if position is None:
-        raise UsageError("no verb is given; see: modelyard --help") if "-h" not in args and "--help" not in args else _Asked(help_text())
+        raise (
+            UsageError("no verb is given; see: modelyard --help")
+            if "-h" not in args and "--help" not in args
+            else _Asked(help_text())
+        )
     verb = _verb(args.pop(position))
     if "-h" in args or "--help" in args:
         raise _Asked(verb_help(verb))
@@ -266,7 +277,11 @@ def _unknown_flag(arg: str) -> UsageError:
 
     flag = arg.partition("=")[0]
     near = difflib.get_close_matches(flag, [*SWITCHES, *VALUES, *SUGAR, "--file", "--resume"], n=1)
-    hint = f"did you mean {near[0]}?" if near else f"settings are written {flag.lstrip('-') or 'key'}=value; see modelyard --help"
+    hint = (
+        f"did you mean {near[0]}?"
+        if near
+        else f"settings are written {flag.lstrip('-') or 'key'}=value; see modelyard --help"
+    )
     return UsageError(f"unknown flag {flag}; {hint}")
 
 
@@ -278,7 +293,9 @@ def _verb(name: str) -> str:
         return name
     if "=" in name:
         raise UsageError(f"no verb is given before {name}; write for example: modelyard train {name}")
-    raise registry.unknown("verb", name, [*registry.names("verbs"), *ALIASES])
+    raise registry.unknown(
+        "verb", name, [*registry.names("verbs"), *(a for a, v in ALIASES.items() if v in registry.names("verbs"))]
+    )
 
 
 def help_text() -> str:
@@ -320,7 +337,10 @@ def verb_help(verb: str) -> str:
     text = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "") if path.is_file() else ""
     keys = section_keys(verb)
     lines = [f"usage: modelyard {verb} [MODEL or RUN] [-f FILE] [key=value ...] [flags]", "", text]
-    for title, entries in ((f"keys ({verb}.KEY=value):", keys), ("other keys:", {k: v for k, v in TOP.items() if keys})):
+    for title, entries in (
+        (f"keys ({verb}.KEY=value):", keys),
+        ("other keys:", {k: v for k, v in TOP.items() if keys}),
+    ):
         if entries:
             lines += ["", title]
         for key, meaning in entries.items():

@@ -35,8 +35,9 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
+        stop = "" if self.message.endswith((".", "?", "!")) or not self.hint else "."
         hint = f" {self.hint}" if self.hint else ""
-        return f"{place}{self.message}{hint}"
+        return f"{place}{self.message}{stop}{hint}"
 
 
 class ModelyardError(Exception):

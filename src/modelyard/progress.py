@@ -10,7 +10,7 @@ from typing import IO, Any
 
 
 def colours(stream: IO[str]) -> bool:
-    """Whether to colour: NO_COLOR (any value) and TERM=dumb forbid it, FORCE_COLOR wants it, else a terminal decides."""
+    """Whether to colour: NO_COLOR and TERM=dumb forbid it, FORCE_COLOR wants it, else a terminal decides."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     return bool(os.environ.get("FORCE_COLOR")) or _terminal(stream)
@@ -36,7 +36,9 @@ class Bar:
     ...     bar.step()
     """
 
-    def __init__(self, label: str, total: float | None = None, quiet: bool = False, stream: IO[str] | None = None) -> None:
+    def __init__(
+        self, label: str, total: float | None = None, quiet: bool = False, stream: IO[str] | None = None
+    ) -> None:
         self.label, self.total, self.stream = label, total, stream or sys.stderr
         self.on = not quiet and bars(self.stream)
         self.done, self.began, self.drawn, self.text = 0.0, time.monotonic(), 0.0, ""

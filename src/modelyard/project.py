@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from modelyard import registry, settings
-from modelyard.errors import ConfigError, MissingExtra, ModelyardError, Problem, UsageError
-from modelyard.project_file import Node, as_node, bare, read_file, read_value
+from modelyard.errors import ConfigError, MissingExtra, Problem, UsageError
+from modelyard.project_file import Node, as_node, read_file, read_value
 
 FILE = "modelyard.yaml"
 TOP = {
     "version": "Version of the file format: 1.",
     "name": "Name of runs and models; without it the folder's.",
-    "task": "What is predicted, e.g. classification, regression, clustering or a Hugging Face name such as text-classification.",
+    "task": "What is predicted: classification, regression … or a Hugging Face name such as text-classification.",
     "preset": "A project file that this one is laid over.",
     "seed": "Seed of every section that has none of its own.",
     "data": "Where the rows are.",
@@ -73,7 +73,7 @@ class Project:
     """Dotted key → text with `${env:NAME}`, shown in place of the value."""
 
     def section(self, verb: str) -> Any:
-        """The `Config` of a verb, its defaults where the file says nothing. Raises `KeyError` where the verb has none."""
+        """The `Config` of a verb, defaults where the file says nothing. Raises `KeyError` where the verb has none."""
         if verb not in self.sections:
             cls = section_class(verb)
             if cls is None:
@@ -99,7 +99,7 @@ class Project:
 
     def resolved(self) -> dict[str, Any]:
         """Plain values of everything, secrets unresolved: what `plan` shows and `config.yaml` keeps."""
-        found: dict[str, Any] = {"version": self.version, "name": self.name, "task": self.task, "seed": self.seed}
+        found: dict[str, Any] = {k: getattr(self, k) for k in ("version", "name", "task", "seed")}
         found |= {"data": _shown(settings.plain(self.data)), "model": settings.plain(self.model.value)}
         found |= {verb: settings.plain(config) for verb, config in sorted(self.sections.items())}
         for key, text in self.hidden.items():
@@ -115,8 +115,8 @@ def load_project(
 ) -> Project:
     """Read, lay over each other and check.
 
-    `file` defaults to `modelyard.yaml` here, where there is one. `overrides` are texts `train.epochs=3`; `values` the same as
-    Python objects. A key without its section is accepted where only one section has it, `verb`'s own first.
+    `file` defaults to `modelyard.yaml` here, where there is one. `overrides` are texts `train.epochs=3`; `values`
+    the same as Python objects. A key without its section is accepted where only one section has it, `verb`'s own first.
     Raises `ConfigError` with every mistake; `UsageError` for a text that is no `key=value`.
     """
     problems: list[Problem] = []
@@ -185,7 +185,9 @@ def section_keys(verb: str) -> dict[str, str]:
     return {
         n.target.id: documented.get(n.target.id, "")
         for n in found[1].body
-        if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name) and "ClassVar" not in ast.unparse(n.annotation)
+        if isinstance(n, ast.AnnAssign)
+        and isinstance(n.target, ast.Name)
+        and "ClassVar" not in ast.unparse(n.annotation)
     }
 
 
@@ -285,7 +287,9 @@ def _under_preset(tree: Node, base: Path, problems: list[Problem]) -> Node:
         return tree
     path = base / asked.value
     if not path.is_file():
-        problems.append(Problem(f"there is no file {path}", f"{asked.origin}: preset", "Paths are relative to the project file."))
+        problems.append(
+            Problem(f"there is no file {path}", f"{asked.origin}: preset", "Paths are relative to the project file.")
+        )
         return tree
     low = _relabelled(read_file(path, problems), f"preset {path.name}")
     low.value.pop("preset", None)
@@ -336,7 +340,7 @@ class _Flat:
 
     def leaf(self, value: Any, path: str) -> Any:
         found = self.resolve(value, path)
-        if found != value if isinstance(value, str | list) else False:
+        if isinstance(value, str | list) and found != value:
             self.hidden[path] = value
         return found
 
@@ -352,7 +356,9 @@ class _Flat:
             found = os.environ.get(match[1])
             if found is None:
                 place = f"{self.origins.get(path, '')}: {path}"
-                self.problems.append(Problem(f"the environment variable {match[1]} is not set", place, "Set it or write the value."))
+                self.problems.append(
+                    Problem(f"the environment variable {match[1]} is not set", place, "Set it or write the value.")
+                )
                 return ""
             self.secrets[found] = match[0]
             return found
@@ -398,29 +404,39 @@ def _build(tree: Node, base: Path, file: Path | None, problems: list[Problem]) -
         count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
         raise ConfigError(f"{count} in {where}:", [flat.scrub(p) for p in problems])
     for key, config in {"data": data, **parsed}.items():
-        origins.update(_defaults(key, settings.plain(config) if key != "data" else _shown(settings.plain(config)), origins))
+        origins.update(
+            _defaults(key, settings.plain(config) if key != "data" else _shown(settings.plain(config)), origins)
+        )
     origins.update({k: "default" for k in ("version", "name", "task", "seed", "model") if k not in origins})
     return Project(
-        version=1, name=name or _name(base, file, data), task=task, seed=seed, data=data, model=model, base=base, file=file,
-        origins=origins, sections=parsed, hidden=flat.hidden,
+        version=1, name=name or _name(base, file, data), task=task, seed=seed, data=data, model=model, base=base,
+        file=file, origins=origins, sections=parsed, hidden=flat.hidden,
     )  # fmt: skip
 
 
 def _section(key: str, value: Any, seed: int | None, problems: list[Problem], origins: dict[str, str]) -> Any:
     cls = section_class(key)
     if cls is None:
-        problems.append(Problem("is no section: no installed package has this verb, or it has no settings", _at(key, origins)))
+        problems.append(
+            Problem("is no section: no installed package has this verb, or it has no settings", _at(key, origins))
+        )
         return None
     short = getattr(cls, "SHORTHAND", None)
     if short and value is not None and not isinstance(value, Mapping):
         origins[f"{key}.{short}"] = origins.get(key, "default")
     if seed is not None and "seed" in {f.name for f in dataclasses.fields(cls)} and "seed" not in (value or {}):
-        value = {**value, "seed": seed} if isinstance(value, Mapping) else {"seed": seed, **({short: value} if short and value is not None else {})}
+        value = (
+            {**value, "seed": seed}
+            if isinstance(value, Mapping)
+            else {"seed": seed, **({short: value} if short and value is not None else {})}
+        )
         origins[f"{key}.seed"] = origins.get("seed", "default")
     return settings.parse(cls, value, key, problems, origins)
 
 
-def _top(values: Mapping[str, Any], key: str, kind: type, problems: list[Problem], origins: Mapping[str, str], default: Any) -> Any:
+def _top(
+    values: Mapping[str, Any], key: str, kind: type, problems: list[Problem], origins: Mapping[str, str], default: Any
+) -> Any:
     value = values.get(key)
     if value is None:
         return default
@@ -452,9 +468,11 @@ def _aliases() -> list[str]:
     for name in registry.names("tasks"):
         path = registry.ROOT / "tasks" / f"{name.replace('-', '_')}.py"
         for node in ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []:
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-            if any(isinstance(t, ast.Name) and t.id == "ALIASES" for t in targets) and isinstance(node.value, ast.Dict):  # type: ignore[union-attr]
-                found += [k.value for k in node.value.keys if isinstance(k, ast.Constant)]  # type: ignore[union-attr]
+            if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, ast.Dict):
+                continue
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(t, ast.Name) and t.id == "ALIASES" for t in targets):
+                found += [str(k.value) for k in node.value.keys if isinstance(k, ast.Constant)]
     return found
 
 
@@ -515,6 +533,3 @@ def _put(tree: Any, keys: Sequence[str], value: Any) -> None:
         tree = tree.get(key) if isinstance(tree, dict) else None
     if isinstance(tree, dict):
         tree[keys[-1]] = value
-
-
-__all__ = ["FILE", "ModelyardError", "Project", "RawNode", "load_project", "override", "section_class", "section_keys", "sections"]

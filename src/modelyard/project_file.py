@@ -113,13 +113,15 @@ def as_node(value: Any, origin: str) -> Node:
 
 
 def read_file(path: Path, problems: list[Problem]) -> Node:
-    """The tree of a project file. Raises `ConfigError` where it cannot be read at all; lesser mistakes go to `problems`."""
+    """The tree of a project file. Raises `ConfigError` where it cannot be read; lesser mistakes go to `problems`."""
     try:
         if not path.is_file():
             raise ConfigError(f"there is no file {path}; write one with: modelyard init")
         size = path.stat().st_size
         if size > LARGEST:
-            raise ConfigError(f"{path}: has {size} bytes, at most {LARGEST} are allowed; is it the data? Then write data={path}")
+            raise ConfigError(
+                f"{path}: has {size} bytes, at most {LARGEST} are allowed; is it the data? Then write data={path}"
+            )
         raw = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -127,7 +129,9 @@ def read_file(path: Path, problems: list[Problem]) -> Node:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path.name}:{line}: is not UTF-8 (byte {raw[error.start]:#04x}); save it as UTF-8") from None
+        raise ConfigError(
+            f"{path.name}:{line}: is not UTF-8 (byte {raw[error.start]:#04x}); save it as UTF-8"
+        ) from None
     node = read_text(text, path.name, problems)
     if node is None:
         return Node({}, path.name)
@@ -144,7 +148,7 @@ def read_text(text: str, where: str, problems: list[Problem], lines: bool = True
     _check_depth(text, where)
     try:
         yaml = YAML(typ="safe", pure=True)
-        yaml.version = "1.2"  # type: ignore[assignment]
+        yaml.version = "1.2"
         documents = list(yaml.compose_all(text)) if hasattr(yaml, "compose_all") else [yaml.compose(text)]
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -187,7 +191,7 @@ def _say(value: Any) -> str:
 
 
 def read_value(text: str, origin: str) -> Node:
-    """The value of `key=value`: a YAML scalar or flow list/map; anything else (`>= 0.8`, `*.csv`, `C:\\x`) is the text itself."""
+    """The value of `key=value`: a YAML scalar or flow list/map; all else (`>= 0.8`, `*.csv`, `C:\\x`) is text."""
     opened = text.lstrip()[:1] in ("[", "{", '"', "'")
     problems: list[Problem] = []
     try:
@@ -196,8 +200,8 @@ def read_value(text: str, origin: str) -> Node:
         if opened:
             raise
         return Node(text, origin)
-    if node is None or problems or (not opened and not _is_scalar(node.value)):
-        return Node(text, origin)
+    if node is None or problems or (not opened and (isinstance(node.value, str) or not _is_scalar(node.value))):
+        return Node(text, origin)  # also `|` and `a #b`, which YAML would take for an empty block and a comment
     return as_node(bare(node), origin)
 
 

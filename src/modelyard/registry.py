@@ -12,18 +12,21 @@ import ast
 import difflib
 import importlib
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from modelyard.errors import MissingExtra, Problem, UsageError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 ROOT = Path(__file__).parent
 
 EXTRAS = {
-    "torch": "train", "lightgbm": "train", "sklearn": "train", "onnx": "train", "onnxscript": "train",
-    "scipy": "train", "pyarrow": "train", "matplotlib": "train", "starlette": "serve", "uvicorn": "serve",
-}
+    "torch": "train", "lightgbm": "train", "sklearn": "train", "onnx": "train", "onnxscript": "train", "scipy": "train",
+    "pyarrow": "tables", "pandas": "tables",
+}  # fmt: skip
 """Which extra brings an importable package; the message of a failed import is made from it."""
 
 
@@ -38,8 +41,10 @@ def names(group: str) -> tuple[str, ...]:
 
 
 @cache
-def plugins(group: str) -> dict[str, metadata.EntryPoint]:
+def plugins(group: str) -> dict[str, EntryPoint]:
     """Entry points of outsiders, keyed `package/name`."""
+    from importlib import metadata  # 20 ms, and most commands need no plug-in
+
     points = metadata.entry_points(group=f"modelyard.{group.replace('/', '.')}")
     return {f"{p.dist.name if p.dist else p.module.split('.')[0]}/{p.name}": p for p in points}
 

@@ -1,6 +1,6 @@
 """The schema of every section: frozen keyword-only dataclasses, their docs as string literals under the fields.
 
-`parse` turns plain values (from YAML, the command line or Python) into a dataclass and collects *all* mistakes;
+`parse` turns plain values (YAML, command line, Python) into a dataclass and collects *all* mistakes;
 `json_schema` and `reference` make the editor schema and the reference pages from the same source. Imports nothing heavy.
 """
 
@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
 import re
 import textwrap
 import types
@@ -51,9 +52,7 @@ class _Bad(Exception):
     """What is allowed, for the message."""
 
 
-def parse(
-    cls: type, value: Any, where: str, problems: list[Problem], origins: Mapping[str, str] | None = None
-) -> Any:
+def parse(cls: type, value: Any, where: str, problems: list[Problem], origins: Mapping[str, str] | None = None) -> Any:
     """An instance of the dataclass `cls`, or None if anything was wrong; every mistake is added to `problems`.
 
     `where` is the dotted key of the section; `origins` maps dotted keys to `file:line` or `command line`. A scalar may
@@ -156,8 +155,11 @@ def _plain(hint: Any, value: Any) -> Any:
         raise _Bad(" or ".join(dict.fromkeys(a for a in allowed if a != "nothing")))
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
-            raise _Bad(f"a list of {_say(args[0])}")
-        items = [_plain(args[0], v) for v in value]
+            raise _Bad(f"a list, each item {_say(args[0])}")
+        try:
+            items = [_plain(args[0], v) for v in value]
+        except _Bad as allowed:
+            raise _Bad(f"a list, each item {allowed}") from None
         return tuple(items) if origin is tuple else items
     if origin in (dict, Mapping) or hint is dict:
         if not isinstance(value, Mapping):
@@ -251,7 +253,7 @@ def field_docs(tree: ast.AST) -> dict[str, str]:
     """Docs of the fields of a class that was parsed but not imported."""
     found = {}
     body = getattr(tree, "body", [])
-    for item, after in zip(body, body[1:], strict=False):
+    for item, after in itertools.pairwise(body):
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and isinstance(after, ast.Expr):
             text = getattr(after.value, "value", None)
             if isinstance(text, str):
@@ -313,7 +315,9 @@ def reference(cls: type, title: str) -> str:
     hints = typing.get_type_hints(cls, include_extras=True)
     lines = [f"### `{title}`", "", "| key | value | default | meaning |", "|---|---|---|---|"]
     for field in dataclasses.fields(cls):
-        default = "required" if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING else ""
+        default = (
+            "required" if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING else ""
+        )
         if field.default not in (dataclasses.MISSING, None):
             default = f"`{plain(field.default)}`"
         meaning = docs(cls).get(field.name, "").replace("|", "\\|")

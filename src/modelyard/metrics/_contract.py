@@ -33,6 +33,9 @@ class Sums:
     rows_NS: np.ndarray
     formula: Callable[[np.ndarray], np.ndarray]
     counts_N: np.ndarray | None = None
+    distance: bool = False
+    """The formula is a sum of absolute sums over the last one (a weight): noise makes it larger, and resampling does not
+    show by how much, so that its interval is made by the triangle inequality."""
 
     def total_S(self) -> np.ndarray:
         """The sums over all examples."""

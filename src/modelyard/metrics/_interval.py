@@ -97,13 +97,16 @@ def _z(level: float) -> float:
 def _from_sums(sums: Sums, level: float, seed: int, resamples: int) -> tuple[float, float, str]:
     rng = np.random.default_rng(seed)
     distinct = len(sums.rows_NS)
-    if sums.counts_N is None and distinct > DISTINCT_ROWS:
-        return *_percentiles(_formula(sums, _normal_sums(sums.rows_NS, rng, resamples)), level), "normal"
-    values_R = _formula(sums, _resampled_sums(sums, rng, resamples))
+    normal = sums.counts_N is None and distinct > DISTINCT_ROWS
+    sums_RS = _normal_sums(sums.rows_NS, rng, resamples) if normal else _resampled_sums(sums, rng, resamples)
+    how = "normal" if normal else "bootstrap"
+    if sums.distance:
+        return *_distance(sums, sums_RS, level), how
+    values_R = _formula(sums, sums_RS)
+    if normal or distinct * sums.rows_NS.shape[1] > _BLOCK:
+        return *_percentiles(values_R, level), how
     value = float(_formula(sums, sums.total_S()[None])[0])
-    if distinct * sums.rows_NS.shape[1] > _BLOCK:
-        return *_percentiles(values_R, level), "bootstrap"
-    return *_bca(values_R, value, _jackknife(sums), sums.counts_N, level), "bootstrap"
+    return *_bca(values_R, value, _jackknife(sums), sums.counts_N, level), how
 
 
 def _formula(sums: Sums, sums_RS: np.ndarray) -> np.ndarray:
@@ -149,6 +152,18 @@ def _percentiles(values_R: np.ndarray, level: float) -> tuple[float, float]:
         return math.nan, math.nan
     low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _distance(sums: Sums, sums_RS: np.ndarray, level: float) -> tuple[float, float]:
+    """Safe interval of Σ|mean|: by the triangle inequality it is off by no more than Σ|noise|, which resampling shows.
+
+    Upwards the plain percentile is already safe, since resampling adds noise too.
+    """
+    total_S = sums.total_S()
+    noise_RS = np.concatenate([(sums_RS - total_S)[:, :-1], sums_RS[:, -1:]], axis=1)
+    value = float(_formula(sums, total_S[None])[0])
+    low = value - float(np.quantile(_formula(sums, noise_RS), level))
+    return low, max(value, _percentiles(_formula(sums, sums_RS), level)[1])
 
 
 def _bca(

@@ -24,7 +24,7 @@ def _table(truth: np.ndarray, prediction: np.ndarray, weights: np.ndarray | None
 
 
 def _pairs(count: np.ndarray) -> np.ndarray:
-    return count * (count - 1) / 2
+    return np.asarray(count * (count - 1) / 2)
 
 
 def _index(tables_RIJ: np.ndarray) -> np.ndarray:

@@ -19,9 +19,9 @@ ACCEPTS = ("bag",)
 
 TRAIN: dict[str, object] = {
     "optimiser": "adamw",
-    "learning_rate": 5e-3,  # few grams of a batch are shared, so most rows move rarely and want long steps
+    "lr": 5e-3,  # few grams of a batch are shared, so most rows move rarely and want long steps
     "weight_decay": 0.0,  # decoupled decay would shrink rows that a batch does not hold; gram dropout regularises instead
-    "batch_size": 64,
+    "batch": 64,
     "epochs": 12,
     "schedule": "one-cycle",
     "label_smoothing": 0.05,

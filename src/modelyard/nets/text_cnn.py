@@ -18,9 +18,9 @@ ACCEPTS = ("tokens", "chars")
 
 TRAIN: dict[str, object] = {
     "optimiser": "adamw",
-    "learning_rate": 2e-3,
+    "lr": 2e-3,
     "weight_decay": 1e-2,
-    "batch_size": 64,
+    "batch": 64,
     "epochs": 15,
     "schedule": "one-cycle",
     "label_smoothing": 0.05,
@@ -52,6 +52,7 @@ class Encoder(nn.Module):
         self.token_dropout = config.token_dropout
         self.table = nn.Embedding(parts["tokens"].cardinality or UNSEEN + 1, config.embedding)
         nn.init.normal_(self.table.weight, std=0.3)
+        self.sizes = config.sizes
         self.convolutions = nn.ModuleList(nn.Conv1d(config.embedding, config.filters, k) for k in config.sizes)
         self.dropout = nn.Dropout(config.dropout)
         self.width = config.filters * len(config.sizes)
@@ -65,8 +66,7 @@ class Encoder(nn.Module):
         mask_BL = real(inputs["tokens"], inputs["length"])
         x_BEL = (inputs["tokens"] * mask_BL[:, :, None]).transpose(1, 2)
         found = []
-        for convolution in self.convolutions:
-            size = convolution.kernel_size[0]  # type: ignore[index]
+        for size, convolution in zip(self.sizes, self.convolutions, strict=True):
             padded = F.pad(x_BEL, (size // 2, size - 1 - size // 2))
             # After ReLU nothing is below 0, so zeroed padding never wins the maximum.
             found.append((F.relu(convolution(padded)) * mask_BL[:, None]).amax(dim=2))

@@ -20,9 +20,9 @@ ACCEPTS = ("tokens", "chars")
 
 TRAIN: dict[str, object] = {
     "optimiser": "adamw",
-    "learning_rate": 1e-3,
+    "lr": 1e-3,
     "weight_decay": 1e-2,
-    "batch_size": 64,
+    "batch": 64,
     "epochs": 20,
     "schedule": "one-cycle",
     "clip": 1.0,
@@ -73,6 +73,8 @@ class Block(nn.Module):
 
 class Encoder(nn.Module):
     """`tokens` (B, L) ids and `length` (B,) to features (B, width)."""
+
+    frequency: Tensor
 
     def __init__(self, config: Config, parts: dict[str, Part]) -> None:
         super().__init__()

@@ -12,11 +12,11 @@ import numpy as np
 import polars as pl
 
 from modelyard import registry
-from modelyard.errors import ParityError, Problem
+from modelyard.errors import DataError, ParityError, Problem
 from modelyard.kinds._contract import Context, RowError, take
 from modelyard.runtime import post
-from modelyard.runtime.answers import Answers, Field, Graph, Param, Parity, Randomness, Signature, compare
-from modelyard.runtime.pipeline import Encoded, Pipeline, dense
+from modelyard.runtime.answers import Answers, Field, Graph, Param, Parity, Randomness, Signature, compare, kind_of
+from modelyard.runtime.pipeline import Column, Encoded, Pipeline, dense
 from modelyard.runtime.rows import may_be_absent, to_columns
 from modelyard.store import folder as store
 from modelyard.store.state import read_arrays
@@ -99,8 +99,7 @@ class Model:
         random number of programs that draw any.
         """
         settings = self.signature.resolve(params)
-        raw, broken = to_columns(rows, self.pipeline.inputs)
-        examples, keys, failures = self._frame(raw, broken)
+        examples, keys, failures = self._examples_of(rows)
         return self._answer(examples, keys, failures, settings, seed)
 
     def predict_examples(self, examples: pl.DataFrame, params: Mapping[str, Any] | None = None, seed: int | None = None) -> Answers:
@@ -126,8 +125,7 @@ class Model:
 
     def encode_rows(self, rows: Any) -> tuple[Encoded, list[RowError]]:
         """Arrays by graph name for the usable rows, and the errors of the others."""
-        raw, broken = to_columns(rows, self.pipeline.inputs)
-        examples, _, failures = self._frame(raw, broken)
+        examples, _, failures = self._examples_of(rows)
         bad = {e.row for e in failures}
         good = [i for i in range(examples.height) if i not in bad]
         return self.pipeline.encode(examples[good]), failures
@@ -173,11 +171,28 @@ class Model:
     def _examples(self) -> dict[str, Any]:
         return json.loads((self.folder / "examples.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
-    def _frame(
-        self, raw: pl.DataFrame, broken: list[RowError]
-    ) -> tuple[pl.DataFrame, dict[str, pl.Series], list[RowError]]:
-        """(checked examples, key columns that name them, errors by example)."""
-        return frame_rows(self.pipeline, self.frame, raw, broken)
+    def _examples_of(self, rows: Any) -> tuple[pl.DataFrame, dict[str, pl.Series], list[RowError]]:
+        """(checked examples, key columns that name them, errors by example).
+
+        With the frame `rows` an example is a row. Other frames make examples of many rows, which must all be whole.
+        """
+        module = registry.load("data/frames", str(self.frame["name"]))
+        if not hasattr(module, "columns"):
+            raw, broken = to_columns(rows, self.pipeline.inputs)
+            checked, errors = self.pipeline.check(raw)
+            bad = {e.row for e in broken}
+            return checked, {}, sorted([*broken, *(e for e in errors if e.row not in bad)], key=lambda e: e.row)
+        config = module.Config(**self.frame["config"])
+        needed = [Column(name, kind, next(iter(kind_of(kind).encodings))) for name, kind in module.columns(config).items()]
+        raw, broken = to_columns(rows, needed)
+        whole, errors = self.pipeline.check(raw, columns=needed)
+        if broken or errors:
+            problems = [Problem(e.reason, f"row {e.row + 1}, {e.column}") for e in [*broken, *errors][:20]]
+            raise DataError(f"{len(broken) + len(errors)} row(s) of the series cannot be used", problems)
+        examples, _ = module.examples(whole, config, training=False)
+        checked, failures = self.pipeline.check(examples)
+        names = {c.name for c in self.pipeline.inputs}
+        return checked, {c: examples[c] for c in examples.columns if c not in names}, failures
 
     def _scatter(self, answers: Mapping[str, pl.Series], good: np.ndarray, rows: int) -> dict[str, pl.Series]:
         if len(good) == rows:
@@ -188,27 +203,6 @@ class Model:
         if not answers:
             return {c.name: pl.Series(c.name, [None] * rows, dtype=pl.Null) for c in self.pipeline.outputs}
         return {name: series.gather(index) for name, series in answers.items()}
-
-
-def frame_rows(
-    pipeline: Pipeline, frame: Mapping[str, Any], raw: pl.DataFrame, broken: list[RowError]
-) -> tuple[pl.DataFrame, dict[str, pl.Series], list[RowError]]:
-    """Check rows, then make examples of them: (examples, key columns, errors by example).
-
-    With the frame `rows` an example is a row. Other frames get only whole rows; examples they make are checked again.
-    """
-    module = registry.load("data/frames", str(frame["name"]))
-    config = module.Config(**frame.get("config", {}))
-    if frame["name"] == "rows":
-        checked, errors = pipeline.check(raw)
-        bad = {e.row for e in broken}
-        errors = sorted([*broken, *(e for e in errors if e.row not in bad)], key=lambda e: e.row)
-        return checked, {}, errors
-    examples, _ = module.examples(raw, config, training=False)
-    names = {c.name for c in pipeline.inputs}
-    keys = {c: examples[c] for c in examples.columns if c not in names}
-    checked, errors = pipeline.check(examples)
-    return checked, keys, errors
 
 
 def join(blocks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

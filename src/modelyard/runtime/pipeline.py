@@ -89,7 +89,8 @@ class Pipeline:
                 if column.name in chunk.columns:
                     states[i] = column.coder.update(states[i], chunk[column.name])
         for column, state in zip(columns, states, strict=True):
-            column.state = column.coder.finish(state)
+            if column.state is None or column in self.inputs:  # actions of an environment were fitted by binding
+                column.state = column.coder.finish(state)
 
     def check(
         self, frame: pl.DataFrame, side: str = "inputs", columns: Iterable[Column] | None = None

@@ -44,6 +44,8 @@ class Bound:
     raw: dict[str, pl.DataFrame] = field(default_factory=dict)
     """The rows before checking, as they came, for stored examples."""
     carried: tuple[str, ...] = ()
+    environment: Any = None
+    """The world, where the source is one."""
 
     @property
     def rows(self) -> dict[str, int]:
@@ -88,28 +90,29 @@ def bind(
     `test` without splitting.
     Raises `DataError` with everything that keeps this data from training.
     """
+    if config.env:
+        return _bind_environment(config, task)
     source = open_source(config, base) if source is None else source
-    first = next(iter(source.tables.values())).frame()
+    frame = _frame(config, task, tasks)
+    module = registry.load("data/frames", frame["name"])
+    settings = module.Config(**frame["config"])
+    framed = {name: module.examples(table.frame(), settings, training=True) for name, table in source.tables.items()}
+    first = next(iter(framed.values()))[0]
     inputs, outputs, chosen, notes = columns(config, task, first) if like is None else _as_before(like, tasks or {})
     pipeline = Pipeline(inputs, outputs)
-    carried = tuple(
-        c for c in dict.fromkeys([config.weight, config.group, config.time, *_split_columns(config)]) if c and c in first.columns
-    )
-    frame = _frame(chosen, config)
+    extra = [config.weight, config.group, config.time, *_split_columns(config)]
+    carried = tuple(c for c in dict.fromkeys(extra) if c and c in first.columns)
     set_aside = list(source.set_aside)
     tables: dict[str, pl.DataFrame] = {}
     raws: dict[str, pl.DataFrame] = {}
     problems: list[Problem] = []
-    for name, table in source.tables.items():
-        whole = table.frame()
-        _require(whole, inputs, outputs, name, problems)
-        if problems:
-            continue
-        module = registry.load("data/frames", frame["name"])
-        examples, origin = module.examples(whole, module.Config(**frame["config"]), training=True)
-        clean, kept, gone = _check(pipeline, examples, origin, carried, name, config, problems)
-        set_aside += gone
-        tables[name], raws[name] = clean, examples[kept]
+    for name, (examples, origin) in framed.items():
+        lacking = [c.name for c in inputs if c.name not in examples.columns]
+        problems += [Problem(f"the table {name} lacks the input column", c) for c in lacking]
+        if not lacking:
+            tables[name], kept, gone = _check(pipeline, examples, origin, carried, name, config, problems)
+            raws[name] = examples[kept]
+            set_aside += gone
     if problems:
         raise DataError(f"the data cannot be used as it is ({len(problems)} problem(s))", problems)
     if whole:
@@ -220,20 +223,36 @@ def _target_kind(column: pl.Series, task: Task | None, guess: str) -> str:
     return guess if guess in task.kinds else task.kinds[0]
 
 
-def _frame(tasks: Mapping[str, Task], config: DataConfig) -> dict[str, Any]:
-    frames = {(t.frame, tuple(sorted(t.frame_config(config).items()))) for t in tasks.values()}
+def _frame(config: DataConfig, task: str | None, before: Mapping[str, str] | None) -> dict[str, Any]:
+    """The frame of the task; outputs whose tasks have different frames cannot share a model."""
+    named = list((before or {}).values()) or [task, *(_options(v).get("task") for v in (config.outputs or {}).values())]
+    tasks = [registry.load("tasks", n).TASK if before else task_named(n)[0] for n in named if n]
+    frames = {(t.frame, tuple(sorted(t.frame_config(config).items()))) for t in tasks} or {("rows", ())}
     if len(frames) > 1:
         raise Unsupported("outputs with different frames in one model: " + ", ".join(sorted(f for f, _ in frames)), "never")
     name, settings = frames.pop()
     return {"name": name, "config": dict(settings)}
 
 
-def _require(
-    frame: pl.DataFrame, inputs: list[Column], outputs: list[Column], table: str, problems: list[Problem]
-) -> None:
+def _bind_environment(config: DataConfig, task: str | None) -> Bound:
+    """Columns of a world; its states stand for the training rows, and nothing is split."""
+    from modelyard.data.environment import make
+
+    world = make(str(config.env), dict(config.env_settings))
+    if task is None:
+        raise DataError("data.env needs a task that acts, e.g. task: package/name")
+    chosen, _ = task_named(task)
+    inputs = [_input(n, kind, next(iter(registry.load("kinds", kind).KIND.encodings)), {}) for n, kind in world.inputs.items()]
+    outputs = [_output(n, kind, chosen) for n, kind in world.outputs.items()]
+    pipeline = Pipeline(inputs, outputs)
+    states, _ = pipeline.check(world.states())
+    actions, _ = pipeline.check(world.actions(), columns=outputs)
+    for column in outputs:
+        column.state = column.coder.fit(actions[column.name], column.config)
     for column in inputs:
-        if column.name not in frame.columns:
-            problems.append(Problem(f"the table {table} lacks the input column", column.name))
+        column.summary = column.rules.summary(states[column.name])
+    frame = {"name": "rows", "config": {}}
+    return Bound(pipeline, {c.name: chosen for c in outputs}, Source({}), {"train": states}, frame, [], [], environment=world)
 
 
 def _check(

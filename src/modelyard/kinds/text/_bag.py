@@ -37,7 +37,8 @@ class BagConfig:
     idf: bool = True
     """Multiply by ln((1 + N) / (1 + df)) + 1 (smoothed inverse document frequency)."""
     buckets: int | None = None
-    """Share this many ids by hash instead of keeping a vocabulary: bounded memory, collisions, no `min_count` or `max_features`."""
+    """Share this many ids by hash instead of keeping a vocabulary: bounded memory, collisions; then `min_count` and
+    `max_features` do nothing."""
     limit: int = 8_000_000
     """While fitting, distinct grams kept; beyond it those met once so far are forgotten (the only error of streaming)."""
 

@@ -32,7 +32,8 @@ IDEOGRAPHS = (
     (0x2E80, 0x2FDF), (0x3005, 0x3007), (0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF),
     (0x20000, 0x323AF),
 )  # fmt: skip
-"""Han, Hiragana and Katakana: written without blanks, so each character counts as a word (2-grams of words are then 2-grams of characters)."""
+"""Han, Hiragana and Katakana: written without blanks, so each character is a word, and 2-grams of words are
+2-grams of characters."""
 
 
 def normalised(column: pl.Series, lowercase: bool) -> pl.Series:
@@ -59,7 +60,7 @@ def class_of(code: int) -> int:
 def classes(codes: np.ndarray) -> np.ndarray:
     """Class of each code point, uint8."""
     table = _classes()
-    found = table[codes]
+    found: np.ndarray = table[codes]
     if not found.all():
         for code in np.unique(codes[found == UNKNOWN]).tolist():
             table[code] = class_of(code)
@@ -73,7 +74,8 @@ def mix(x: np.ndarray) -> np.ndarray:
     x = x * np.uint64(0xBF58476D1CE4E5B9)
     x = x ^ (x >> np.uint64(27))
     x = x * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def salt(family: int, n: int) -> np.uint64:

@@ -148,7 +148,7 @@ def _train(texts: list[str], state: TokensState) -> Tokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="always"), split])
     special = [AddedToken(s, special=True, normalized=False) for s in SPECIAL]
     if state.model == "unigram":
-        trainer = trainers.UnigramTrainer(
+        trainer: trainers.Trainer = trainers.UnigramTrainer(
             vocab_size=state.vocabulary, special_tokens=special, unk_token=SPECIAL[UNSEEN], show_progress=False
         )
     else:

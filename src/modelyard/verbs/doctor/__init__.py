@@ -1,14 +1,15 @@
 """Says what this machine has: Python, packages of each extra, cores, memory, disk, GPU, environment. No network.
 
-    modelyard doctor
-    modelyard doctor --json
+modelyard doctor
+modelyard doctor --json
 """
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import os
 import platform
+import re
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -21,18 +22,15 @@ from modelyard.errors import UsageError
 from modelyard.options import Options
 
 NEEDS_PROJECT = False
-CORE = {
-    "numpy": "numpy", "polars": "polars", "onnxruntime": "onnxruntime", "pillow": "PIL", "tokenizers": "tokenizers",
-    "ruamel.yaml": "ruamel.yaml", "safetensors": "safetensors", "rich": "rich",
-}  # fmt: skip
-"""Distribution → importable name of what `pip install modelyard` brings."""
+CORE = ("numpy", "polars", "onnxruntime", "pillow", "tokenizers", "ruamel.yaml", "starlette", "uvicorn", "rich")
+"""What `pip install modelyard` brings; used where the package runs from a checkout and has no metadata."""
 
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 """Where the importable name is not the distribution's."""
 
 ENVIRONMENT = (
-    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "HF_HOME", "XDG_CACHE_HOME", "TMPDIR", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS",
-    "LANG", "LC_ALL", "PYTHONUTF8", "NO_COLOR", "FORCE_COLOR", "TERM",
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "HF_HOME", "XDG_CACHE_HOME", "TMPDIR", "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS", "LANG", "LC_ALL", "PYTHONUTF8", "NO_COLOR", "FORCE_COLOR", "TERM",
 )  # fmt: skip
 
 
@@ -65,13 +63,16 @@ class Findings:
         memory = f"{self.memory_gb:.1f} GB" if self.memory_gb else "unknown"
         lines = [
             f"modelyard  {self.modelyard} on Python {self.python} ({self.system})",
-            f"machine    {self.cores} cores, {memory} memory, {self.disk_free_gb:.1f} GB free disk, GPU: {self.gpu or 'none'}",
+            f"machine    {self.cores} cores, {memory} memory, {self.disk_free_gb:.1f} GB free disk, "
+            f"GPU: {self.gpu or 'none'}",
         ]
         for extra, packages in self.packages.items():
             lines.append(f"{extra:<10} " + ", ".join(f"{n} {v or 'MISSING'}" for n, v in packages.items()))
         lines.append("encoding   " + ", ".join(f"{k} {v}" for k, v in self.encoding.items()))
         lines += [f"{k}={v}" for k, v in self.environment.items()]
-        return "\n".join([*lines, *(f"! {p}" for p in self.problems)] if self.problems else [*lines, "nothing is missing"])
+        return "\n".join(
+            [*lines, *(f"! {p}" for p in self.problems)] if self.problems else [*lines, "nothing is missing"]
+        )
 
 
 def run(project: None, *, model: str | None, options: Options) -> Findings:
@@ -80,10 +81,7 @@ def run(project: None, *, model: str | None, options: Options) -> Findings:
         raise UsageError("doctor takes no arguments; write: modelyard doctor [--json]")
     from modelyard import __version__
 
-    extras: dict[str, dict[str, str]] = {"core": CORE}
-    for package, extra in registry.EXTRAS.items():
-        extras.setdefault(extra, {})[DISTRIBUTIONS.get(package, package)] = package
-    found = {extra: {d: _version(d, p) for d, p in packages.items()} for extra, packages in extras.items()}
+    found = {extra: {name: _version(name) for name in names} for extra, names in _needed().items()}
     encoding = {"filesystem": sys.getfilesystemencoding(), "stdout": getattr(sys.stdout, "encoding", None) or "none"}
     problems = []
     for extra, packages in found.items():
@@ -91,8 +89,6 @@ def run(project: None, *, model: str | None, options: Options) -> Findings:
         if missing:
             line = "pip install modelyard" if extra == "core" else f"pip install 'modelyard[{extra}]'"
             problems.append(f"{', '.join(missing)} missing ({extra}): {line}")
-    if sys.version_info < (3, 11):
-        problems.append(f"Python {platform.python_version()} is too old; 3.11 or newer is needed")
     if not all(e.lower().replace("-", "") == "utf8" for e in encoding.values()):
         problems.append("texts are not UTF-8 here; set PYTHONUTF8=1")
     free = shutil.disk_usage(Path.cwd()).free / 1e9
@@ -105,15 +101,26 @@ def run(project: None, *, model: str | None, options: Options) -> Findings:
     )  # fmt: skip
 
 
-def _version(distribution: str, package: str) -> str | None:
+def _needed() -> dict[str, list[str]]:
+    """Distributions by extra, from the metadata of the installed package."""
     try:
-        if importlib.util.find_spec(package) is None:
-            return None
-        return metadata.version(distribution)
-    except (ModuleNotFoundError, ValueError):
-        return None
+        lines = metadata.requires("modelyard") or []
     except metadata.PackageNotFoundError:
-        return "unknown version"
+        lines = [*CORE, *(f"{DISTRIBUTIONS.get(p, p)}; extra == '{extra}'" for p, extra in registry.EXTRAS.items())]
+    found: dict[str, list[str]] = {"core": []}
+    for line in lines:
+        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)", line)
+        name = re.match(r"[\w.-]+", line)
+        if name and name[0] != "modelyard" and (not extra or extra[1] not in ("dev", "all")):
+            found.setdefault(extra[1] if extra else "core", []).append(name[0])
+    return found
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _cores() -> int:
@@ -124,10 +131,8 @@ def _cores() -> int:
 def _memory() -> float | None:
     found = []
     if hasattr(os, "sysconf"):
-        try:
+        with contextlib.suppress(ValueError, OSError):
             found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        except (ValueError, OSError):
-            pass
     for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         try:
             text = limit.read_text(encoding="utf-8").strip()
@@ -149,11 +154,11 @@ def _gpu() -> str | None:
 
 
 def _environment() -> dict[str, str]:
-    found = {k: v for name in ENVIRONMENT for k, v in ((name, os.environ.get(name) or os.environ.get(name.lower())),) if v}
+    found = {
+        k: v for name in ENVIRONMENT for k, v in ((name, os.environ.get(name) or os.environ.get(name.lower())),) if v
+    }
     return {k: _without_password(v) if "PROXY" in k else v for k, v in found.items()}
 
 
 def _without_password(url: str) -> str:
-    import re
-
     return re.sub(r"//[^/@]*@", "//***@", url)

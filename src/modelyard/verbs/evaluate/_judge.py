@@ -48,6 +48,10 @@ def judge(
     model: Model, bound: Bound, splits: Sequence[str], wanted: Sequence[str] | None = None, *, positive: str | None = None, seed: int = 0
 ) -> Evaluation:
     """Predict each split with the loaded model and score every output."""
+    if bound.environment is not None:
+        from modelyard.verbs.evaluate._episodes import play
+
+        return Evaluation({"test": play(model, bound.environment, seed)}, {}, {})
     out: dict[str, dict[str, dict[str, Any]]] = {}
     failed, kept = {}, {}
     for split in splits:

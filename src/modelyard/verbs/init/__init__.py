@@ -1,4 +1,4 @@
-"""Writes a modelyard.yaml: from a data file (the task is guessed, and why is said) or from an example. Never overwrites.
+"""Writes a modelyard.yaml from a data file (guesses the task, says why) or from an example. Never overwrites.
 
     modelyard init --from customers.csv --target churned
     modelyard init iris                 # copies the example `iris` into the folder iris/
@@ -92,7 +92,9 @@ def _example(name: str, out: Path, options: Options) -> Written:
         raise registry.unknown("example", name, list(known))
     if out.exists():
         raise UsageError(f"{out} exists already and is left as it is; write out=ANOTHER_FOLDER")
-    files = [p.relative_to(known[name]) for p in sorted(known[name].rglob("*")) if _shipped(p.relative_to(known[name]), p)]
+    files = [
+        p.relative_to(known[name]) for p in sorted(known[name].rglob("*")) if _shipped(p.relative_to(known[name]), p)
+    ]
     if not options.dry_run:
         for file in files:
             (out / file).parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +139,9 @@ def _from_data(path: Path, target: str | list[str] | None, out: Path, options: O
         with out.open("x", encoding="utf-8") as file:
             file.write(text)
     flag = "" if out.name == "modelyard.yaml" and out.parent == Path() else f" -f {out.as_posix()}"
-    return Written([out.as_posix()], task or ", ".join(tasks), why, next=[f"modelyard {v}{flag}" for v in ("check", "train")])
+    return Written(
+        [out.as_posix()], task or ", ".join(tasks), why, next=[f"modelyard {v}{flag}" for v in ("check", "train")]
+    )
 
 
 def _no_column(came: str, columns: list[str]) -> Problem:
@@ -154,13 +158,21 @@ def _yaml(
 ) -> str:  # fmt: skip
     import os
 
-    relative = Path(os.path.relpath(path.resolve(), out.parent.resolve())).as_posix() if not path.is_absolute() else path.as_posix()
+    relative = (
+        Path(os.path.relpath(path.resolve(), out.parent.resolve())).as_posix()
+        if not path.is_absolute()
+        else path.as_posix()
+    )
     name = path.name.split(".")[0] or "project"
     lines = [
         "# Written by `modelyard init`; every key is explained by `modelyard train --help`.",
         "version: 1",
         f"name: {_text(name)}",
-        *([f"task: {task}  # guessed: {' '.join(why.split())}"] if task else [f"# tasks, by column: {' '.join(why.split())}"]),
+        *(
+            [f"task: {task}  # guessed: {' '.join(why.split())}"]
+            if task
+            else [f"# tasks, by column: {' '.join(why.split())}"]
+        ),
         "data:",
         f"  path: {_text(relative)}  # {rows} rows",
     ]
@@ -186,7 +198,15 @@ def _text(value: str) -> str:
     """A YAML scalar; quoted (JSON strings are YAML) unless it is a plain word that reads back as itself."""
     import re
 
-    plain = re.fullmatch(r"[^\W\d][\w./-]*", value) and value.lower() not in ("true", "false", "null", "yes", "no", "on", "off")
+    plain = re.fullmatch(r"[^\W\d][\w./-]*", value) and value.lower() not in (
+        "true",
+        "false",
+        "null",
+        "yes",
+        "no",
+        "on",
+        "off",
+    )
     return value if plain else json.dumps(value, ensure_ascii=False)
 
 

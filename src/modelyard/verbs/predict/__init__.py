@@ -64,7 +64,8 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Predicted:
     if not project.has("data"):
         raise UsageError("no rows are named; write data=FILE (csv, jsonl, parquet, an image folder …)")
     source = open_source(project.data, project.base)
-    table = source.tables.get("test") or next(iter(source.tables.values()))
+    tables = source.tables
+    table = tables["test"] if "test" in tables else next(iter(tables.values()))
     answers = loaded.predict(table.frame(), config.params or None, config.seed)
     given = project.data.path
     named = config.out or (f"{given}.answers.csv" if isinstance(given, str) else "answers.csv")

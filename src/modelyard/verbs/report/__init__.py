@@ -21,13 +21,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from modelyard.verbs.report._report import EVALUATION, Report, plain
 
-__all__ = ["Config", "Report", "plain", "run", "write_report"]
+__all__ = ["Config", "Report", "Written", "plain", "run", "write_report"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +40,37 @@ class Config:
     """Where the page goes; by default `report.html` in the run folder (`report.zh.html` in Chinese)."""
 
 
-def run(
-    project: Any = None, *, model: str | os.PathLike[str] | None = None, options: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Write the report of a run; `model` is a run folder (or the `model` folder inside it), or the name of a run.
+@dataclass(frozen=True)
+class Written:
+    """What `report` wrote."""
 
-    Returns `{report, plots, bytes}`. Without `model` it takes the latest run of the project.
+    report: str
+    plots: list[str]
+    bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """`{report, plots, bytes}`."""
+        return dict(vars(self))
+
+    def __str__(self) -> str:
+        return f"{self.report}  ({self.bytes / 1000:,.0f} kB, {len(self.plots)} pictures in plots/)"
+
+
+def run(project: Any = None, *, model: str | None = None, options: Any = None) -> Written:
+    """The verb: writes the report of a run; `model` is a run folder, the `model` folder in it, or the name of a run.
+
+    Without `model` it takes the latest run. The flag `--lang` goes before `report.lang`.
     """
     from modelyard.store.run import Run
 
-    config = options if isinstance(options, Config) else Config(**dict(options or {}))
+    config: Config = project.section("report") if project is not None else Config()
+    lang = getattr(options, "lang", None)
     path = Path(model) if model is not None else None
     if path is not None and not (path / "run.json").is_file() and (path.parent / "run.json").is_file():
         path = path.parent
-    runs = Path(getattr(project, "runs", None) or "runs")
+    runs = project.base / "runs" if project is not None else Path("runs")
     folder = Run.find(runs, str(path) if path is not None else None).folder
-    return _write(folder, None, config)
+    return _write(folder, None, replace(config, lang=lang) if lang else config)
 
 
 def write_report(folder: Path, evaluation: Mapping[str, Any] | None = None, *, lang: str = "en") -> Path:
@@ -63,10 +78,10 @@ def write_report(folder: Path, evaluation: Mapping[str, Any] | None = None, *, l
 
     `run.json` must be there; `Report.of_run` says which of its facts are shown.
     """
-    return Path(_write(Path(folder), evaluation, Config(lang=lang))["report"])  # type: ignore[arg-type]
+    return Path(_write(Path(folder), evaluation, Config(lang=lang)).report)  # type: ignore[arg-type]
 
 
-def _write(folder: Path, evaluation: Mapping[str, Any] | None, config: Config) -> dict[str, Any]:
+def _write(folder: Path, evaluation: Mapping[str, Any] | None, config: Config) -> Written:
     from modelyard.verbs.report._words import words
     from modelyard.verbs.report.page import render
 
@@ -83,7 +98,7 @@ def _write(folder: Path, evaluation: Mapping[str, Any] | None, config: Config) -
         else folder / ("report.html" if config.lang == "en" else f"report.{config.lang}.html")
     )
     _save(target, page)
-    return {"report": str(target), "plots": plots, "bytes": len(page.encode("utf-8"))}
+    return Written(str(target), plots, len(page.encode("utf-8")))
 
 
 def _plots(folder: Path, report: Report, say: Any) -> list[str]:

@@ -120,7 +120,7 @@ def _fit(
 
         section, graphs, stored = fit_estimator.fit(
             choice, pipeline, arrays["train"], arrays.get("valid"), weights=weights, seed=config.seed, budget_s=config.budget,
-            progress=run.event,
+            progress=run.event, environment=bound.environment,
         )  # fmt: skip
         parameters: dict[str, np.ndarray] = {}
         training: dict[str, Any] = {"seconds": time.monotonic() - began}

@@ -112,7 +112,7 @@ def scramble(bits: np.ndarray | np.uint64) -> np.ndarray | np.uint64:
 def standard(channels: int) -> AugmentConfig:
     """The preset `standard`. Grey images (scans, digits): small affine maps. Colour (photographs): flip, crop.
 
-    Digits found with 10,000 rows held out of MNIST's training set, photographs with 4,000 of the CIFAR-10 subset's.
+    Digits found with the last 10,000 of MNIST's training set held out, photographs with 4,000 of the CIFAR-10 subset's.
     """
     if channels == 1:
         return AugmentConfig(rotate=12, scale=0.12, shift=0.06, shear=0.1, padding="zero")

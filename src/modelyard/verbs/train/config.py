@@ -77,12 +77,14 @@ def resolve(config: TrainConfig, *families: dict[str, object]) -> tuple[TrainCon
     """(settings without None, origin of each): the user's value, else the first family that names it, else `DEFAULTS`."""
     from dataclasses import fields, replace
 
+    known = {f.name for f in fields(config)}
+    if stray := {key for family in families for key in family} - known:
+        raise TypeError(f"a model family names training settings that do not exist: {', '.join(sorted(stray))}")
     changes: dict[str, Any] = {}
     origins = {}
-    for f in fields(config):
-        if f.name not in DEFAULTS or getattr(config, f.name) is not None:
-            continue
-        named = next((family[f.name] for family in families if f.name in family), None)
-        changes[f.name] = DEFAULTS[f.name] if named is None else named
-        origins[f"train.{f.name}"] = "default" if named is None else "model family"
+    for name in sorted(known):
+        named = next((family[name] for family in families if name in family), None)
+        if getattr(config, name) is None and (named is not None or name in DEFAULTS):
+            changes[name] = DEFAULTS[name] if named is None else named
+            origins[f"train.{name}"] = "default" if named is None else "model family"
     return replace(config, **changes), origins

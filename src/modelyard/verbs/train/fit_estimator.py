@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from modelyard import registry
+from modelyard.errors import Unsupported
 from modelyard.kinds._contract import Array, take
 from modelyard.runtime.answers import Graph
 from modelyard.runtime.pipeline import Pipeline, dense
@@ -25,13 +26,20 @@ def fit(
     seed: int,
     budget_s: float | None,
     progress: Callable[[dict[str, Any]], None] | None,
+    environment: Any = None,
 ) -> tuple[dict[str, Any], dict[str, Graph], dict[str, np.ndarray]]:
     """(manifest section, graphs, arrays) of the fitted estimator. `train` and `valid` are (inputs, targets)."""
     module = registry.load("estimators", str(choice.estimator))
-    state = module.fit(
-        train[0], train[1], pipeline.heads(), choice.config,
-        weights=weights, valid=valid, seed=seed, budget_s=budget_s, progress=progress,
-    )  # fmt: skip
+    if (environment is not None) != hasattr(module, "fit_environment"):
+        reason = "learns in an environment (data.env)" if environment is None else "learns from rows, not in an environment"
+        raise Unsupported(f"{choice.estimator} {reason}", "never")
+    if environment is not None:
+        state = module.fit_environment(environment, pipeline, pipeline.heads(), choice.config, seed=seed)
+    else:
+        state = module.fit(
+            train[0], train[1], pipeline.heads(), choice.config,
+            weights=weights, valid=valid, seed=seed, budget_s=budget_s, progress=progress,
+        )  # fmt: skip
     graphs: dict[str, Graph] = {"main": lambda inputs: module.apply(inputs, state)}
     learn_outputs(pipeline, graphs["main"], train[0])
     arrays: dict[str, np.ndarray] = {}

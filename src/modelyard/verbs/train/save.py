@@ -21,6 +21,8 @@ from modelyard.verbs.train import examples
 from modelyard.verbs.train.card import card
 
 EXAMPLES_SEED = 0
+SERIES_ROWS = 400
+"""Raw rows stored as examples of frames whose example spans many rows."""
 
 
 def save(
@@ -73,8 +75,8 @@ def example_rows(bound: Bound, fitted: Model, split: str) -> list[dict[str, Any]
     """Rows that cover the split; for frames other than rows, the raw rows of a few whole examples."""
     if bound.frame["name"] == "rows":
         return examples.choose(bound.pipeline, bound.splits[split], fitted.predict, EXAMPLES_SEED)
-    first: pl.DataFrame = bound.source.tables["train"].frame()
-    return [dict(row) for row in first.tail(200).to_dicts()]
+    raw: pl.DataFrame = bound.source.tables["train"].frame()
+    return [dict(row) for row in raw.head(SERIES_ROWS).to_dicts()]
 
 
 def answered(fitted: Model, rows: list[dict[str, Any]], params: Mapping[str, Any] | None = None) -> dict[str, Any]:

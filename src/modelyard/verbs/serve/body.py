@@ -1,0 +1,122 @@
+"""Request bodies: size counted after decompression, depth, JSON, and the two forms of TensorFlow Serving's predict."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+SIZE = 64 * 2**20
+DEPTH = 100
+ROWS = 100_000
+
+
+class Refused(Exception):
+    """A request that cannot be answered: status and one sentence."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a predict call asks for."""
+
+    rows: list[Any]
+    columnar: bool
+    """Whether it came as `inputs` (columns) and the answer goes back as `outputs`."""
+    params: dict[str, Any] | None
+    seed: int | None
+    strict: bool
+
+
+def unpack(raw: bytes, encoding: str, limit: int = SIZE) -> bytes:
+    """The body after gzip or deflate, never more than `limit` bytes."""
+    if encoding in ("", "identity"):
+        if len(raw) > limit:
+            raise Refused(413, f"the body is larger than {limit} bytes")
+        return raw
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise Refused(415, f"Content-Encoding {encoding!r} is not read; send gzip, deflate or nothing")
+    engine = zlib.decompressobj(47 if "gzip" in encoding else 15)
+    try:
+        out = engine.decompress(raw, limit + 1)
+    except zlib.error:
+        raise Refused(400, f"the body is not {encoding}") from None
+    if len(out) > limit:
+        raise Refused(413, f"the body unpacks to more than {limit} bytes")
+    if not engine.eof:
+        raise Refused(400, f"the {encoding} body is cut short")
+    return out
+
+
+def parse(raw: bytes) -> Request:
+    """The request of a JSON body. Raises `Refused` with what came and what is allowed."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Refused(400, "the body is not UTF-8") from None
+    if _depth(text) > DEPTH:
+        raise Refused(400, f"the JSON is nested deeper than {DEPTH} levels")
+    try:
+        body = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"the body is not JSON: {str(error)[:120]}") from None
+    if not isinstance(body, dict):
+        raise Refused(400, 'the body must be an object such as {"instances": [{…}]}')
+    known = {"instances", "inputs", "signature_name", "params", "seed", "strict"}
+    if extra := sorted(set(body) - known):
+        raise Refused(400, f"unknown key(s) {', '.join(map(str, extra))[:200]}; expected {', '.join(sorted(known))}")
+    if ("instances" in body) == ("inputs" in body):
+        raise Refused(400, "send either instances (rows) or inputs (columns)")
+    params, seed, strict = body.get("params"), body.get("seed"), body.get("strict", False)
+    if params is not None and not isinstance(params, dict):
+        raise Refused(400, "params must be an object")
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
+        raise Refused(400, "seed must be a whole number from 0")
+    if not isinstance(strict, bool):
+        raise Refused(400, "strict must be true or false")
+    if "instances" in body:
+        rows = body["instances"]
+        if not isinstance(rows, list):
+            raise Refused(400, "instances must be a list of rows")
+    else:
+        rows = _rows(body["inputs"])
+    if len(rows) > ROWS:
+        raise Refused(413, f"{len(rows)} rows came; at most {ROWS} are answered at once")
+    return Request(rows, "inputs" in body, params, seed, strict)
+
+
+def _rows(columns: Any) -> list[Any]:
+    """Columns to rows; a bare list is the only column."""
+    if isinstance(columns, list):
+        return columns
+    if not isinstance(columns, dict) or not columns or not all(isinstance(v, list) for v in columns.values()):
+        raise Refused(400, "inputs must be an object of columns, each a list")
+    if len({len(v) for v in columns.values()}) != 1:
+        raise Refused(400, "the columns of inputs have different lengths")
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key appears twice")
+    return found
+
+
+def _depth(text: str) -> int:
+    """Nesting of brackets outside strings, found before a parser recurses into it."""
+    deepest = depth = 0
+    for bracket in re.findall(r'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])', text):
+        if bracket[0]:
+            depth += 1
+            deepest = max(deepest, depth)
+            if deepest > DEPTH:
+                return deepest
+        elif bracket[1]:
+            depth -= 1
+    return deepest
