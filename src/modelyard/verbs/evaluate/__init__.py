@@ -176,7 +176,7 @@ def _data(project: Any, folder: Any, model: Any) -> tuple[Any, Any, bool]:
     if project.data.env or (project.has("data") and open_source(project.data, project.base).fingerprint != model.manifest["data"]["fingerprint"]):
         return project.data, project.base, True
     config = json.loads(stored.read_text(encoding="utf-8"))
-    if any(str(config["settings"]["data"].get(k)).startswith("<") for k in ("path", "train", "valid", "test")):
+    if '"<' in json.dumps(config["settings"]["data"]):
         return project.data, project.base, False  # trained from a table in Python, which is at hand again
     problems: list[Problem] = []
     data = settings.parse(DataConfig, config["settings"]["data"], "data", problems)
