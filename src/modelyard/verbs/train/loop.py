@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ class Fit:
         parts = [batch]
         if self.config.accumulate > 1:
             ends = [round(i * len(batch) / self.config.accumulate) for i in range(self.config.accumulate + 1)]
-            parts = [cut(batch, low, high) for low, high in zip(ends, ends[1:], strict=False) if high > low]
+            parts = [cut(batch, low, high) for low, high in pairwise(ends) if high > low]
         units = self._units(parts) if len(parts) > 1 else None
         total: list[torch.Tensor] = []
         for i, part in enumerate(parts):
