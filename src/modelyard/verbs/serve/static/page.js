@@ -61,10 +61,11 @@ function show() {
   const answer = whole(last.answer);
   for (const name of outputs()) {
     const value = answer[name], low = answer[`${name}.low`], high = answer[`${name}.high`], set = answer[`${name}.set`], scores = answer[`${name}.scores`];
-    box.append(make("div", { class: "soft" }, name), make("div", { class: "big" }, text(value)));
-    if (typeof low === "number") box.append(make("p", { class: "soft" }, `${say("from")} ${six(low)} ${say("to")} ${six(high)}`));
-    if (set) box.append(make("p", { class: "soft" }, `{ ${text(set)} }`));
-    if (isObject(scores)) box.append(...bars(scores, Array.isArray(value) ? value : [String(value)]));
+    const part = make("div", { class: "output" }, make("div", { class: "soft" }, name), make("div", { class: "big" }, text(value)));
+    box.append(part);
+    if (typeof low === "number") part.append(make("p", { class: "soft" }, `${say("from")} ${six(low)} ${say("to")} ${six(high)}`));
+    if (set) part.append(make("p", { class: "soft" }, `{ ${text(set)} }`));
+    if (isObject(scores)) part.append(...bars(scores, Array.isArray(value) ? value : [String(value)]));
   }
   box.append(make("p", { class: "soft small" }, `${say("took")} ${last.milliseconds.toFixed(last.milliseconds < 10 ? 1 : 0)} ms`));
 }
@@ -78,6 +79,7 @@ async function predict(event) {
     last = { answer, milliseconds: performance.now() - began };
   } catch (error) { last = { message: error.message }; }
   show();
+  $("answer").scrollIntoView({ block: "nearest" });
 }
 
 // --- many rows ---------------------------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ function cells(answer) {
   const found = whole(answer);
   return outputs().map((name) => {
     const value = found[name], scores = found[`${name}.scores`];
-    const top = isObject(scores) && typeof scores[value] === "number" ? ` (${(100 * scores[value]).toFixed(1)} %)` : "";
+    const top = isObject(scores) && !Array.isArray(value) && typeof scores[value] === "number" ? ` (${(100 * scores[value]).toFixed(1)} %)` : "";
     return make("td", {}, `${text(value)}${top}`);
   });
 }
