@@ -96,7 +96,8 @@ class Pipeline:
         self, frame: pl.DataFrame, side: str = "inputs", columns: Iterable[Column] | None = None
     ) -> tuple[pl.DataFrame, list[RowError]]:
         """Canonical columns and one `RowError` per bad value, missing ones included where a kind needs a value."""
-        checked, errors = {}, []
+        checked: dict[str, pl.Series] = {}
+        errors: list[RowError] = []
         for column in columns if columns is not None else getattr(self, side):
             clean, found = column.rules.check(frame[column.name].alias(column.name))
             errors += found
@@ -161,7 +162,7 @@ class Pipeline:
         for column in self.inputs:
             parts = column.coder.parts(column.state)
             if column.rules.scalar:
-                n += sum(int(np.prod(p.shape or (1,))) for p in parts.values() if p.cardinality is None)  # type: ignore[arg-type]
+                n += sum(int(np.prod([s or 1 for s in p.shape])) for p in parts.values() if p.cardinality is None)
             else:
                 found[column.name] = parts
         table = {"numbers": Part((n,), "float32")} if n else {}

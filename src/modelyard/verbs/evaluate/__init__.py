@@ -120,7 +120,8 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
     data, base = _data(project, folder)
     new = project.has("data") and model is not None
     bound = bind(data, project.task, base, seed=_seed(loaded), like=loaded.pipeline, tasks=loaded.tasks, whole=new and not _splits(project))
-    splits = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height] or ["train"]
+    present = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height]
+    splits: list[str] = [*present] or ["train"]
     evaluation = judge(loaded, bound, splits, config.metrics, positive=config.positive)
     metrics = evaluation.metrics()
     judged = metrics[splits[-1]]

@@ -112,7 +112,8 @@ def export_module(module: torch.nn.Module, inputs: Mapping[str, np.ndarray], rag
             out = self.inner(dict(zip(names, values, strict=True)))
             return tuple(out[k] for k in produced)
 
-    batch, length = torch.export.Dim("batch", min=1, max=2**20), {}
+    batch = torch.export.Dim("batch", min=1, max=2**20)
+    length: dict[str, Any] = {}
     shapes = []
     for n in names:
         axes: dict[int, Any] = {0: batch}

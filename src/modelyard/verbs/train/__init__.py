@@ -231,7 +231,8 @@ class _ctrl_c:  # noqa: N801 - used as a context manager, like a function
     """First Ctrl-C: finish the step, save, evaluate; second: stop now. Only the main thread may set it."""
 
     def __init__(self, stop: threading.Event, say: Callable[[str], None]) -> None:
-        self.stop, self.say, self.before = stop, say, None
+        self.stop, self.say = stop, say
+        self.before: Any = None
 
     def __enter__(self) -> None:
         if threading.current_thread() is threading.main_thread() and os.name != "nt":
