@@ -182,12 +182,13 @@ class Fit:
         total: list[torch.Tensor] = []
         for i, part in enumerate(parts):
             sums = self._sums(part, epoch)
-            loss: Any = 0.0
-            for term, value, unit in zip(self.terms, sums.values, units or sums.units, strict=True):
-                loss = loss + (value if term.weight == 1 else term.weight * value) / unit.clamp_min(1e-12)
+            with torch.no_grad():  # the divisor goes into the backward pass as its seed: no nodes of the graph for it
+                seeds = [t.weight / u.clamp_min(1e-12) for t, u in zip(self.terms, units or sums.units, strict=True)]
+            heads = list(sums.values)
             if self.config.l1 and i == 0:
-                loss = loss + self.config.l1 * sum(p.abs().sum() for p in self.matrices)
-            loss.backward()
+                heads.append(self.config.l1 * torch.stack([p.abs().sum() for p in self.matrices]).sum())
+                seeds.append(torch.ones_like(heads[-1]))
+            torch.autograd.backward(heads, seeds)
             mine = [x.detach() for x in (*sums.values, *sums.units)]
             total = [a + b for a, b in zip(total, mine, strict=True)] if total else mine
         return Sums(total[: len(self.terms)], total[len(self.terms) :])
