@@ -61,6 +61,9 @@ class Service:
             self._route("/v1/models", "models", self.models),
             self._route(f"/v1/models/{name}:predict", "predict", self.predict, "POST"),
             self._route(f"/v1/models/{name}/versions/{{version:str}}:predict", "predict", self.predict, "POST"),
+            # without these a GET would reach the status route and be told that no model `NAME:predict` exists
+            self._route(f"/v1/models/{name}:predict", "predict", self._post_only),
+            self._route(f"/v1/models/{name}/versions/{{version:str}}:predict", "predict", self._post_only),
             self._route(f"/v1/models/{name}/metadata", "metadata", self.metadata),
             self._route(f"/v1/models/{name}/versions/{{version:str}}", "status", self.status),
             self._route(f"/v1/models/{name}", "status", self.status),
@@ -109,6 +112,9 @@ class Service:
     async def _method(self, request: HttpRequest, error: Exception) -> Response:
         self.telemetry.request("unknown", 405, 0.0)
         return _error(405, "that route does not take this method")
+
+    async def _post_only(self, request: HttpRequest) -> Response:
+        raise Refused(405, "predict takes POST")
 
     def _named(self, request: HttpRequest) -> None:
         name, version = request.path_params["name"], request.path_params.get("version")

@@ -22,12 +22,17 @@ TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"
 def document(model: Model, url: str = "/") -> dict[str, Any]:
     """The description that `/openapi.json` answers."""
     signature = model.signature
-    row = {
+    row: dict[str, Any] = {
         "type": "object",
         "properties": {f.name: _field(f) for f in signature.inputs},
         "required": [f.name for f in signature.inputs if f.required],
     }
-    answer = {"type": "object", "properties": {f.name: _field(f) for f in signature.outputs}}
+    if len(signature.inputs) == 1:  # a bare value stands for the only column
+        row = {"anyOf": [row, _field(signature.inputs[0])]}
+    answer: dict[str, Any] = {"type": "object", "properties": {k: v for f in signature.outputs for k, v in _answer(f).items()}}
+    shapes = [{"$ref": "#/components/schemas/Answer"}, {"$ref": "#/components/schemas/Failure"}]
+    if len(signature.outputs) == 1:  # and a bare value is answered where there is nothing beside it
+        shapes.append(_field(signature.outputs[0]))
     failure = {
         "type": "object", "required": ["error"],
         "properties": {"error": {"type": "object", "properties": {k: {"type": "string"} for k in ("column", "reason", "value")}}},
@@ -45,12 +50,13 @@ def document(model: Model, url: str = "/") -> dict[str, Any]:
         "additionalProperties": False,
         "example": {"instances": model.examples[:1]},
     }
-    answers = {"type": "object", "properties": {"predictions": {"type": "array", "items": {"anyOf": [{"$ref": "#/components/schemas/Answer"}, {"$ref": "#/components/schemas/Failure"}]}}}}
+    listed = {"type": "array", "items": {"anyOf": shapes}}
+    answers = {"type": "object", "properties": {"predictions": listed, "outputs": {**listed, "description": "answers to inputs (columns)"}}}
     wrong = {"description": "what is wrong, in a sentence", "content": _json({"type": "object", "properties": {"error": {"type": "string"}}})}
     predict = {
         "post": {
             "summary": "Predict rows", "operationId": "predict", "requestBody": {"required": True, "content": _json(body)},
-            "responses": {"200": {"description": "one answer a row, in order", "content": _json(answers)}, "400": wrong, "413": wrong, "415": wrong},
+            "responses": {"200": {"description": "one answer a row, in order", "content": _json(answers)}, **{code: wrong for code in ("400", "401", "404", "413", "415", "503")}},
         }
     }  # fmt: skip
     plain = lambda text: {"get": {"summary": text, "responses": {"200": {"description": text}}}}  # noqa: E731
@@ -72,6 +78,18 @@ def document(model: Model, url: str = "/") -> dict[str, Any]:
 
 def _json(schema: dict[str, Any]) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
+
+
+def _answer(f: Field) -> dict[str, Any]:
+    """What an output brings: the value, scores of labels, and the bounds or the set of a calibrated model."""
+    number, labels = {"type": ["number", "null"]}, {"type": ["array", "null"], "items": {"type": "string"}}
+    beside = {
+        "number": {"low": number, "high": number},
+        "category": {"scores": {"type": ["object", "null"], "additionalProperties": number}, "set": labels},
+        "label-set": {"scores": {"type": ["object", "null"], "additionalProperties": number}},
+        "cluster": {"scores": {"type": ["object", "null"], "additionalProperties": number}},
+    }  # fmt: skip
+    return {f.name: _field(f)} | {f"{f.name}.{k}": v for k, v in beside.get(f.kind, {}).items()}
 
 
 def _field(f: Field) -> dict[str, Any]:
