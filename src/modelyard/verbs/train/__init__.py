@@ -137,7 +137,8 @@ def _fit(bound: Bound, model: Any, job: _Job) -> tuple[Path, dict[str, Any]]:
         own = dataclasses.replace(bound, pipeline=copy.deepcopy(bound.pipeline))
         part = learner.choose(section, own.pipeline, own.tasks, own.splits["train"].height)
         label = f"{number}-{part.names[0].replace('/', '-')}"
-        folder, facts = job.run.folder / "parts" / label, {}
+        folder: Path = job.run.folder / "parts" / label
+        facts: dict[str, Any] = {}
         if not (job.resume and (folder / "manifest.json").is_file()):
             folder, facts = _fit_one(own, part, job, folder, job.run.folder / "checkpoints" / label)
         folders[label] = folder
