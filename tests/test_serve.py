@@ -179,7 +179,7 @@ def test_openapi_describes_bodies_and_answers(plan: Client, line: Client) -> Non
         (plan, [{"instances": [row(), row(age=None)]}, {"inputs": {"age": [1], "job": ["x"], "city": ["y"]}}],
          [{"instances": [{"age": 1}]}, {"instances": [1]}, {"instances": row()}]),
         (line, [{"instances": [1, 2]}, {"instances": [{"x": 1}]}, {"inputs": [1, 2]}, {"inputs": {"x": [1]}, "seed": 3}],
-         [{"instances": [[1]]}, {"instances": [1], "strict": 1}, {"inputs": 1}, {"instances": [1], "params": {"unknown": 1}}]),
+         [{"instances": [[1, 2]]}, {"instances": [1], "strict": 1}, {"inputs": 1}, {"instances": [1], "params": {"unknown": 1}}]),
     ):  # fmt: skip
         document = client.ask("GET", "/openapi.json")[1]
         assert document["openapi"].startswith("3.1") and {"info", "paths", "components"} <= set(document)
@@ -196,7 +196,7 @@ def test_openapi_describes_bodies_and_answers(plan: Client, line: Client) -> Non
             assert status == 200 and asked_is(body) and answered_is(found), body
         for body in bad:
             status, found = client.predict(body)
-            assert not asked_is(body) and (status == 400 or any("error" in p for p in found["predictions"])), body
+            assert not asked_is(body) and (status == 400 or "error" in found["predictions"][0]), body
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------
@@ -311,15 +311,19 @@ def test_a_thousand_odd_bodies_never_give_a_server_error(plan: Client) -> None:
     assert plan.predict({"instances": [row()]})[0] == 200
 
 
-def test_each_of_32_threads_gets_its_own_answers(line: Client) -> None:
+def test_each_of_32_threads_gets_its_own_answers(line: Client, models: dict[str, Model]) -> None:
+    values = [[me + i / 64, -me - i / 64] for me in range(32) for i in range(12)]
+    expected = models["line"].predict([v for pair in values for v in pair])["y"].to_list()
+    assert len({round(y, 4) for y in expected}) > 700  # an answer tells who asked
+
     def caller(me: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", line.server.port, timeout=60)
         for i in range(12):
-            values = [me + i / 64, -me - i / 64]
-            connection.request("POST", "/v1/models/line:predict", json.dumps({"instances": values}), JSON | {"X-Request-Id": f"{me}.{i}"})
+            at = 12 * me + i
+            connection.request("POST", "/v1/models/line:predict", json.dumps({"instances": values[at]}), JSON | {"X-Request-Id": f"{me}.{i}"})
             response = connection.getresponse()
             assert response.headers["Modelyard-Request-Id"] == f"{me}.{i}"
-            assert json.loads(response.read())["predictions"] == pytest.approx([3 * v + 7 for v in values], abs=0.02)
+            assert json.loads(response.read())["predictions"] == pytest.approx(expected[2 * at : 2 * at + 2], abs=1e-3)
         connection.close()
 
     with ThreadPoolExecutor(32) as pool:
@@ -353,10 +357,13 @@ def test_health_is_answered_while_a_prediction_runs(models: dict[str, Model], mo
 def test_a_token_guards_all_but_health(models: dict[str, Model]) -> None:
     with pytest.raises(UsageError, match="serve.token"):
         modelyard.serve(models["line"], host="0.0.0.0")
-    with modelyard.serve(models["line"], token="s3cret-词") as server:
+    for bad in ("s3cret-词", "two words", " "):
+        with pytest.raises(UsageError, match=r"serve.token"):
+            modelyard.serve(models["line"], token=bad)
+    with modelyard.serve(models["line"], token="s3cret-1") as server:
         client = Client(server)
         body = json.dumps({"instances": [1]})
-        for given in (None, "Bearer wrong", "Basic s3cret", "Bearer", "Bearer s3cret"):
+        for given in (None, "Bearer wrong", "Basic s3cret", "Bearer", "Bearer s3cret", "Bearer s3cret-\xe9"):
             headers = JSON | ({"Authorization": given} if given else {})
             for method, path in (("POST", server.service.path), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/page.json"), ("GET", "/v1/models")):
                 status, found, answer = client.ask(method, path, body if method == "POST" else None, headers)
@@ -364,8 +371,7 @@ def test_a_token_guards_all_but_health(models: dict[str, Model]) -> None:
         assert client.ask("GET", "/healthz")[0] == 200
         page = client.ask("GET", "/")[1]
         assert str(models["line"].examples[0]["x"]) not in page  # examples are rows of real data
-        token = "s3cret-词".encode().decode("latin-1")  # header bytes as clients send UTF-8
-        assert client.ask("POST", server.service.path, body, JSON | {"Authorization": f"bearer {token}"})[0] == 200
+        assert client.ask("POST", server.service.path, body, JSON | {"Authorization": "bearer s3cret-1"})[0] == 200
         assert "s3cret" not in repr(vars(server.service)) + repr(Config(token="s3cret"))
 
 
@@ -447,6 +453,7 @@ def test_a_signal_drains_and_exits_with_0(models: dict[str, Model], number: int)
         probe = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         probe.request("GET", "/healthz")  # the loop has read what was sent before
         probe.getresponse().read()
+        probe.close()
         child.send_signal(number)
         for connection in connections:
             response = connection.getresponse()

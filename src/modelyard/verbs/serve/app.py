@@ -123,7 +123,7 @@ class Service:
         if self.token is None:
             return
         kind, _, given = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not hmac.compare_digest(sha256(given.strip().encode("utf-8")).digest(), self.token):
+        if kind.lower() != "bearer" or not hmac.compare_digest(sha256(given.strip().encode("latin-1")).digest(), self.token):
             raise Refused(401, "a bearer token is needed: Authorization: Bearer TOKEN")
 
     def _stamp(self, request_id: str, response: Response) -> None:
