@@ -265,7 +265,7 @@ def compare(name: str, seconds: float) -> dict[str, Any]:
         draw.shuffle(order)
         for side in order:
             wall, cpu = time.perf_counter(), time.process_time()
-            loss, accuracy[side] = sides[side]()
+            _, accuracy[side] = sides[side]()
             walls[side].append(time.perf_counter() - wall)
             cpus[side].append(time.process_time() - cpu)
     others = [side for side in sides if side != "ours"]

@@ -1,3 +1,4 @@
+# ruff: noqa: E402 (imports after the skip: torch is an extra)
 """A killed and resumed run ends in the same bits as one that nobody touched (the full proof is tests/crash/prove_resume.py)."""
 
 from __future__ import annotations

@@ -388,6 +388,7 @@ def _build(tree: Node, base: Path, file: Path | None, problems: list[Problem]) -
     task = _task(_top(values, "task", str, problems, origins, None), problems, origins)
     model = RawNode(values.get("model", "auto"), origins.get("model", "default"), origins)
     _check_model(model, problems)
+    _check_metrics(values.get("evaluate"), problems, origins)
     parsed = {}
     for key, value in values.items():
         if key in TOP and key != "data":
@@ -502,6 +503,16 @@ def _check_model(model: RawNode, problems: list[Problem]) -> None:
             settings.parse(registry.load(group, name).Config, options, "model", problems, model.origins)
         except MissingExtra:
             return  # the verb that needs it says so
+
+
+def _check_metrics(section: Any, problems: list[Problem], origins: Mapping[str, str]) -> None:
+    """Names of metrics, which `evaluate` would refuse after the training."""
+    asked = section.get("metrics") if isinstance(section, Mapping) else None
+    for name in asked if isinstance(asked, list) else []:
+        known = registry.names("metrics")
+        if isinstance(name, str) and "/" not in name and name.replace("_", "-") not in known:
+            message = f"unknown metric {name!r}; expected one of {', '.join(known)}, or package/name"
+            problems.append(Problem(message, _at("evaluate.metrics", origins), _near(name, known)))
 
 
 def _name(base: Path, file: Path | None, data: Any) -> str:

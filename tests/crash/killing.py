@@ -21,7 +21,7 @@ import torch
 from modelyard.store import atomic, checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
-import course  # noqa: E402
+import course
 
 
 def warm() -> None:

@@ -112,6 +112,9 @@ def decode(raw: bytes, encoding: str | None, path: Path) -> tuple[str, list[str]
     """(text, notes). UTF-8, else GB18030 with a note; UTF-16 and binary content are refused."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{path} is UTF-16; save it as UTF-8 (in a spreadsheet: CSV UTF-8)")
+    nul = raw.count(0, 0, 2**20)
+    if not encoding and nul > 0.01 * min(len(raw), 2**20):  # UTF-16 without a mark has half of them, a text none
+        raise DataError(f"{path} is UTF-16 or binary ({nul} NUL bytes in its first MiB); save it as UTF-8, or name data.encoding")
     if encoding:
         try:
             return raw.decode(encoding), []
@@ -163,9 +166,10 @@ def _newlines(text: str) -> list[str]:
 def sniff(lines: Sequence[str]) -> str:
     """The separator whose count per line is most even and not zero; a comma where none is."""
     best, score = ",", 0.0
-    sample = [line for line in lines if line.strip()]
+    # a line beyond the csv module's field limit, or with a NUL, is set aside later and tells nothing here
+    sample = [line for line in lines if line.strip() and "\x00" not in line and len(line) < csv.field_size_limit()]
     for separator in SEPARATORS:
-        counts = [sum(1 for _ in next(csv.reader([line], delimiter=separator), [])) - 1 for line in sample if "\x00" not in line]
+        counts = [sum(1 for _ in next(csv.reader([line], delimiter=separator), [])) - 1 for line in sample]
         if counts and counts[0] > 0:
             even = sum(c == counts[0] for c in counts) / len(counts)
             if even + min(counts[0], 50) / 1000 > score:

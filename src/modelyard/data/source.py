@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from modelyard.data.images import read_folder, read_zip, with_images
+from modelyard.data.mistakes import Mistakes
 from modelyard.data.read import Reading, read
 from modelyard.data.split import SplitConfig
 from modelyard.data.table import SetAside, Table
@@ -20,6 +21,7 @@ from modelyard.data.typing import IMAGE_SUFFIX
 from modelyard.errors import DataError
 
 TABLES = ("train", "valid", "test", "unlabelled")
+TABLES_OR_PATH = ("path", *TABLES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,12 @@ class DataConfig:
     drop_missing_targets: bool = False
     """Set rows without a target aside instead of refusing the data."""
 
+    def __post_init__(self) -> None:
+        for name in TABLES_OR_PATH:
+            value = getattr(self, name)
+            if isinstance(value, bool | int | float) or (isinstance(value, list) and not all(isinstance(v, Mapping) for v in value)):
+                raise ValueError(f"{name} came as {type(value).__name__}; expected one path: a file, a folder or a zip")
+
 
 @dataclass
 class Source:
@@ -95,20 +103,32 @@ class Source:
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def open_source(config: DataConfig, base: Path) -> Source:
-    """Read every table that `config` names. Raises `DataError`."""
+def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None) -> Source:
+    """Read every table that `config` names. Raises `DataError` with what is wrong in each of them.
+
+    With `mistakes` those go there instead, and what could be read is returned, so that its columns can be judged too.
+    """
     first = config.path if config.path is not None else config.train
     if first is None:
         raise DataError("no data is named; write data=PATH (a file, folder or zip) or data: {path: …} in the project file")
     reading = Reading(config.encoding, config.separator, config.header, tuple(config.missing), config.limit)
-    tables = _tables(first, base, reading, "train")
+    found = Mistakes() if mistakes is None else mistakes
+    tables: dict[str, Table] = {}
+    with found.gathering():
+        tables = _tables(first, base, reading, "train")
+        if "train" not in tables:
+            raise DataError(f"{first} holds {', '.join(tables)} but nothing to train on")
     for name in ("valid", "test", "unlabelled"):
         given = getattr(config, name)
         if given is not None:
-            tables[name] = next(iter(_tables(given, base, reading, name).values()))
-            tables[name].name = name
-    if "train" not in tables:
-        raise DataError(f"{first} holds {', '.join(tables)} but nothing to train on")
+            with found.gathering():
+                tables[name] = next(iter(_tables(given, base, reading, name).values()))
+                tables[name].name = name
+    for name, table in tables.items():
+        with found.gathering():
+            _need_rows(name, table)
+    if mistakes is None:
+        found.raise_if_any("the data cannot be read")
     tables = {name: tables[name] for name in TABLES if name in tables}
     for name, table in tables.items():
         if config.limit is not None and table.rows > config.limit:
@@ -116,6 +136,15 @@ def open_source(config: DataConfig, base: Path) -> Source:
             index = np.sort(np.random.default_rng(0).permutation(table.rows)[: config.limit])
             tables[name] = Table(name, table.data[index], table.set_aside, [*table.notes, f"{name}: a sample of {config.limit} of {table.rows} rows (data.limit)"])
     return Source(tables, [note for t in tables.values() for note in t.notes])
+
+
+def _need_rows(name: str, table: Table) -> None:
+    if table.rows:
+        return
+    if table.set_aside:
+        s = table.set_aside[0]
+        raise DataError(f"{name}: every row was set aside; {s.file}:{s.line} {s.column or ''} {s.reason}")
+    raise DataError(f"{name} holds no rows, only column names")
 
 
 def _tables(given: Any, base: Path, reading: Reading, name: str) -> dict[str, Table]:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from modelyard import registry
+from modelyard import registry, settings
 from modelyard.data import typing as guessing
+from modelyard.data.mistakes import Mistakes
 from modelyard.data.source import DataConfig, Source, open_source
 from modelyard.data.split import split
 from modelyard.data.table import SetAside
@@ -44,6 +45,8 @@ class Bound:
     raw: dict[str, pl.DataFrame] = field(default_factory=dict)
     """The rows before checking, as they came, for stored examples."""
     carried: tuple[str, ...] = ()
+    weight: str | None = None
+    """Carried column with the weight of each example."""
     environment: Any = None
     """The world, where the source is one."""
 
@@ -92,99 +95,170 @@ def bind(
     """
     if config.env:
         return _bind_environment(config, task)
-    source = open_source(config, base) if source is None else source
-    frame = _frame(config, task, tasks)
-    module = registry.load("data/frames", frame["name"])
-    settings = module.Config(**frame["config"])
-    framed = {name: module.examples(table.frame(), settings, training=True) for name, table in source.tables.items()}
+    mistakes = Mistakes()
+    source = open_source(config, base, mistakes) if source is None else source
+    framed: dict[str, tuple[pl.DataFrame, np.ndarray]] = {}
+    with mistakes.gathering():
+        frame = _frame(config, task, tasks)
+        module = registry.load("data/frames", frame["name"])
+        options = module.Config(**frame["config"])
+        framed = {name: module.examples(table.frame(), options, training=True) for name, table in source.tables.items() if table.rows}
+    if not framed:
+        _refuse(mistakes, source.set_aside)
     first = next(iter(framed.values()))[0]
-    inputs, outputs, chosen, notes = columns(config, task, first) if like is None else _as_before(like, tasks or {})
+    inputs, outputs, chosen, notes = columns(config, task, first, mistakes) if like is None else _as_before(like, tasks or {})
     pipeline = Pipeline(inputs, outputs)
-    extra = [config.weight, config.group, config.time, *_split_columns(config)]
-    carried = tuple(c for c in dict.fromkeys(extra) if c and c in first.columns)
+    roles = dict.fromkeys(c for c in (config.weight, config.group, config.time, *_split_columns(config)) if c)
+    if like is None:
+        _roles(config, list(roles), framed, source, mistakes)
     set_aside = list(source.set_aside)
     tables: dict[str, pl.DataFrame] = {}
     raws: dict[str, pl.DataFrame] = {}
-    problems: list[Problem] = []
     for name, (examples, origin) in framed.items():
-        lacking = [c.name for c in inputs if c.name not in examples.columns]
-        problems += [Problem(f"the table {name} lacks the input column", c) for c in lacking]
-        if not lacking:
-            tables[name], kept, gone = _check(pipeline, examples, origin, carried, name, config, problems)
-            raws[name] = examples[kept]
-            set_aside += gone
-    if problems:
-        raise DataError(f"the data cannot be used as it is ({len(problems)} problem(s))", problems)
+        carried = tuple(c for c in roles if c in examples.columns)
+        checked, kept, gone = _check(pipeline, examples, origin, carried, name, config, mistakes.problems)
+        set_aside += gone
+        if checked is not None:
+            tables[name], raws[name] = checked, examples[kept]
+    splits: dict[str, pl.DataFrame] = {}
+    raw: dict[str, pl.DataFrame] = {}
     if whole:
+        _refuse(mistakes, set_aside)
         splits, raw = {"train": tables["train"], "test": tables["train"]}, {"test": raws["train"]}
-    else:
-        splits, raw = _split(tables, raws, config, [c.name for c in outputs if chosen[c.name].supervised], seed)
+    elif "train" in tables and tables["train"].height:
+        with mistakes.gathering():
+            splits, raw = _split(tables, raws, config, [c.name for c in outputs if chosen[c.name].supervised], seed)
+    if like is None and splits:
+        _trainable(splits, outputs, chosen, mistakes.problems)
+    _refuse(mistakes, set_aside)
     if like is None:
-        _trainable(splits, outputs, chosen, problems)
-        if problems:
-            raise DataError(f"the data cannot train this ({len(problems)} problem(s))", problems)
         for column in pipeline.inputs:
             column.summary = column.rules.summary(splits["train"][column.name])
-    return Bound(pipeline, chosen, source, splits, frame, set_aside, [*source.notes, *notes], raw, carried)
+    carried = tuple(c for c in roles if c in splits["train"].columns)
+    return Bound(pipeline, chosen, source, splits, frame, set_aside, [*source.notes, *notes], raw, carried, config.weight)
+
+
+def _refuse(mistakes: Mistakes, set_aside: list[SetAside]) -> None:
+    """Raises everything found; rows that were set aside are named beside it, since they may be part of what is wrong."""
+    if not mistakes:
+        return
+    groups: dict[tuple[str, str | None, str], list[SetAside]] = {}
+    for s in set_aside:
+        groups.setdefault((s.file, s.column, s.reason), []).append(s)
+    for (file, column, reason), rows in groups.items():
+        lines = ", ".join(str(s.line) for s in rows[:SHOWN]) + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
+        mistakes.problems.append(Problem(f"{len(rows)} row(s) set aside: {f'{column} ' if column else ''}{reason} (line {lines})", file))
+    mistakes.raise_if_any("the data cannot be used as it is")
+
+
+def _roles(
+    config: DataConfig, roles: list[str], framed: Mapping[str, tuple[pl.DataFrame, np.ndarray]], source: Source, mistakes: Mistakes
+) -> None:
+    """Columns named for a role must be there, weights must be weights, and ids must name one row each."""
+    name, (examples, origin) = next(iter(framed.items()))
+    for role in roles:
+        if role not in examples.columns:
+            mistakes.problems.append(Problem(f"is not a column of the data; it has: {', '.join(examples.columns)}", role, _nearest(role, examples.columns)))
+    if config.weight in examples.columns:
+        weights, errors = registry.load("kinds", "number").KIND.check(examples[config.weight].alias(config.weight))
+        reason = "is no weight; write a number of at least 0"
+        found = {e.row: e.value for e in errors} | {int(r): str(weights[int(r)]) for r in np.flatnonzero((weights < 0).fill_null(False).to_numpy())}
+        found |= {int(r): "" for r in np.flatnonzero(weights.is_null().to_numpy()) if int(r) not in found}
+        if found:
+            bad = [RowError(row, config.weight, reason, value) for row, value in sorted(found.items())]
+            mistakes.problems.append(_row_problem(name, config.weight, bad, origin))
+    tables = {n: t.data for n, t in source.tables.items() if t.rows}
+    for column in _listed(config.id):
+        lacking = [n for n, data in tables.items() if column not in data.columns]
+        for n in lacking:
+            came = ", ".join(tables[n].columns)
+            mistakes.problems.append(Problem(f"the table {n} lacks the id column; it has: {came}", column, _nearest(column, tables[n].columns)))
+    ids = [c for c in _listed(config.id) if all(c in data.columns for data in tables.values())]
+    if ids and len(ids) == len(_listed(config.id)):
+        _unique_ids(ids, tables, mistakes)
+
+
+def _unique_ids(ids: list[str], tables: Mapping[str, pl.DataFrame], mistakes: Mistakes) -> None:
+    """The same id twice is a row counted twice, or a test row that was learnt from."""
+    parts = [d.select(*(pl.col(c).cast(pl.String) for c in ids), pl.lit(n).alias("\0table"), pl.int_range(1, pl.len() + 1).alias("\0row")) for n, d in tables.items()]
+    every = pl.concat(parts).drop_nulls(ids)
+    double = every.group_by(ids, maintain_order=True).agg("\0table", "\0row").filter(pl.col("\0row").list.len() > 1)
+    if not double.height:
+        return
+    shown = "; ".join(
+        f"{' '.join(map(str, row[: len(ids)]))} (" + ", ".join(f"{t} row {r}" for t, r in zip(row[-2][:SHOWN], row[-1][:SHOWN], strict=True)) + ")"
+        for row in double.head(SHOWN).iter_rows()
+    )
+    more = f" and {double.height - SHOWN} more" if double.height > SHOWN else ""
+    hint = "Remove the copies, or take the column out of data.id if it names no single row (data.split.by keeps groups together)."
+    mistakes.problems.append(Problem(f"{double.height} id(s) name more than one row: {shown}{more}", ", ".join(ids), hint))
 
 
 def columns(
-    config: DataConfig, task: str | None, frame: pl.DataFrame
+    config: DataConfig, task: str | None, frame: pl.DataFrame, mistakes: Mistakes
 ) -> tuple[list[Column], list[Column], dict[str, Task], list[str]]:
-    """Inputs, outputs, the task of each output and notes on what was guessed."""
+    """Inputs, outputs, the task of each output and notes on what was guessed; what is wrong goes to `mistakes`."""
     targets = [config.target] if isinstance(config.target, str) else list(config.target or [])
     wanted: dict[str, dict[str, Any]] = {t: {} for t in targets} | {k: _options(v) for k, v in (config.outputs or {}).items()}
     chosen_inputs = config.inputs or {}
     given = {k: _options(v) for k, v in (chosen_inputs.items() if isinstance(chosen_inputs, dict) else ((c, {}) for c in chosen_inputs))}
-    absent = [c for c in [*wanted, *given, *_listed(config.ignore)] if c not in frame.columns]
-    if absent:
-        came = ", ".join(frame.columns)
-        details = [Problem(f"is not a column of the data; it has: {came}", c, _nearest(c, frame.columns)) for c in absent]
-        raise DataError(f"column(s) not found: {', '.join(absent)}", details)
-    guesses = guessing.infer(frame)
+    came = ", ".join(frame.columns)
+    for c in dict.fromkeys([*wanted, *given, *_listed(config.ignore)]):
+        if c not in frame.columns:
+            mistakes.problems.append(Problem(f"is not a column of the data; it has: {came}", c, _nearest(c, frame.columns)))
     notes: list[str] = []
     outputs: list[Column] = []
     tasks: dict[str, Task] = {}
     allowed: tuple[str, ...] | None = None
-    for name, options in wanted.items():
-        named = options.get("task") or task
-        chosen, allowed = task_named(named) if named else (None, None)
-        kind = options.get("kind") or _target_kind(frame[name], chosen, guessing.target_kind(frame[name]).kind)
-        if chosen is None:
-            chosen = task_for(kind)
-            notes.append(f"{name}: taken as {kind}, so the task is {chosen.name} ({guessing.target_kind(frame[name]).why})")
-        outputs.append(_output(name, kind, chosen))
-        tasks[name] = chosen
     if not wanted:
         chosen, allowed = task_named(task) if task else (task_for(None), None)
         if chosen.supervised:
-            hint = f"Name the column to predict with target=NAME; the data has: {', '.join(frame.columns)}."
-            raise DataError(f"the task {chosen.name} needs a target column", [Problem("is not given", "data.target", hint)])
-        outputs.append(_output(chosen.output, chosen.kinds[0], chosen))
-        tasks[chosen.output] = chosen
+            hint = f"Name the column to predict with target=NAME; the data has: {came}."
+            mistakes.errors.append(DataError(f"the task {chosen.name} needs a target column", [Problem("is not given", "data.target", hint)]))
+        else:
+            outputs.append(_output(chosen.output, chosen.kinds[0], chosen))
+            tasks[chosen.output] = chosen
+    for name in (n for n in wanted if n in frame.columns):
+        with mistakes.gathering():
+            column, chosen, allowed = _wanted(name, wanted[name], frame[name], task, notes)
+            outputs.append(column)
+            tasks[name] = chosen
     roles = {config.weight, config.group, config.time, *_split_columns(config), *_listed(config.id), *_listed(config.ignore)}
     names = list(given) or [c for c in frame.columns if c not in wanted and c not in roles]
+    guesses = guessing.infer(frame)
     inputs = []
-    for name in names:
+    for name in (n for n in names if n in frame.columns):
         guess = guesses[name]
         options = given.get(name, {})
         if not given and guess.role_hint in ("id", "constant"):
             notes.append(f"{name}: left out, it looks like {guess.role_hint} ({guess.why}); name it under data.inputs to keep it")
             continue
-        kind = options.get("kind") or guess.kind
-        encoding = options.get("encoding") or next(iter(registry.load("kinds", kind).KIND.encodings))
-        inputs.append(_input(name, kind, encoding, {k: v for k, v in options.items() if k not in ("kind", "encoding")}))
-    if not inputs:
-        raise DataError("no input column is left", [Problem("name at least one under data.inputs", "data.inputs")])
+        with mistakes.gathering():
+            inputs.append(_input(name, options.get("kind") or guess.kind, options))
+    if not inputs and not mistakes:
+        mistakes.errors.append(DataError("no input column is left", [Problem("name at least one under data.inputs", "data.inputs")]))
     if allowed is not None and (wrong := [c for c in inputs if c.kind not in allowed]):
         general = next(iter(tasks.values())).name
         details = [Problem(f"is of kind {c.kind}", c.name) for c in wrong]
         message = f"{task} allows inputs of kind {', '.join(allowed)}; for other inputs write task: {general}"
-        raise DataError(message, details)
+        mistakes.errors.append(DataError(message, details))
     for column in outputs:
-        if tasks[column.name].aligned:
+        if tasks[column.name].aligned and inputs:
             column.of = inputs[0].name
     return inputs, outputs, tasks, notes
+
+
+def _wanted(
+    name: str, options: Mapping[str, Any], values: pl.Series, task: str | None, notes: list[str]
+) -> tuple[Column, Task, tuple[str, ...] | None]:
+    """The column of a target, its task, and the input kinds that an alias of the task allows."""
+    named = options.get("task") or task
+    chosen, allowed = task_named(named) if named else (None, None)
+    kind = options.get("kind") or _target_kind(values, chosen, guessing.target_kind(values).kind)
+    if chosen is None:
+        chosen = task_for(kind)
+        notes.append(f"{name}: taken as {kind}, so the task is {chosen.name} ({guessing.target_kind(values).why})")
+    return _output(name, kind, chosen), chosen, allowed
 
 
 def _as_before(
@@ -194,13 +268,23 @@ def _as_before(
     return like.inputs, like.outputs, tasks, []
 
 
-def _input(name: str, kind: str, encoding: str, options: Mapping[str, Any]) -> Column:
+def _input(name: str, kind: str, options: Mapping[str, Any]) -> Column:
+    where = f"data.inputs.{name}"
+    known_kinds = [*registry.names("kinds"), *registry.plugins("kinds")]
+    if kind not in known_kinds:
+        message = f"unknown kind {kind!r}; expected one of {', '.join(known_kinds)}"
+        raise DataError(f"{where}: {message}", [Problem(message, where, _nearest(str(kind), known_kinds))])
+    encodings = list(registry.load("kinds", kind).KIND.encodings)
+    encoding = options.get("encoding") or next(iter(encodings), "")
+    if encoding not in encodings:
+        message = f"the kind {kind} has no encoding {encoding!r}; expected one of {', '.join(encodings) or 'nothing (it is no input)'}"
+        raise DataError(f"{where}: {message}", [Problem(message, where, _nearest(str(encoding), encodings))])
     column = Column(name, kind, encoding)
-    known = {f for f in column.config.__dataclass_fields__}
-    if unknown := set(options) - known:
-        allowed = ", ".join(sorted(known)) or "nothing"
-        raise DataError(f"data.inputs.{name}: {', '.join(sorted(unknown))} is not a setting of {encoding}; it takes {allowed}")
-    column.config = column.coder.Config(**options)
+    problems: list[Problem] = []
+    config = settings.parse(column.coder.Config, {k: v for k, v in options.items() if k not in ("kind", "encoding")}, where, problems)
+    if problems:
+        raise DataError(f"{where}: {len(problems)} setting(s) of {encoding} cannot be used", problems)
+    column.config = config
     return column
 
 
@@ -242,7 +326,7 @@ def _bind_environment(config: DataConfig, task: str | None) -> Bound:
     if task is None:
         raise DataError("data.env needs a task that acts, e.g. task: package/name")
     chosen, _ = task_named(task)
-    inputs = [_input(n, kind, next(iter(registry.load("kinds", kind).KIND.encodings)), {}) for n, kind in world.inputs.items()]
+    inputs = [_input(n, kind, {}) for n, kind in world.inputs.items()]
     outputs = [_output(n, kind, chosen) for n, kind in world.outputs.items()]
     pipeline = Pipeline(inputs, outputs)
     states, _ = pipeline.check(world.states())
@@ -263,10 +347,19 @@ def _check(
     table: str,
     config: DataConfig,
     problems: list[Problem],
-) -> tuple[pl.DataFrame, np.ndarray, list[SetAside]]:
-    """(checked kept examples, their positions, what was set aside). Bad inputs leave; bad targets are problems."""
-    inputs, errors = pipeline.check(examples)
+) -> tuple[pl.DataFrame | None, np.ndarray, list[SetAside]]:
+    """(checked kept examples, their positions, what was set aside). Bad inputs leave; bad targets are problems.
+
+    The examples are None where the table lacks an input column: what it has is checked all the same.
+    """
+    came = ", ".join(examples.columns)
+    present = [c for c in pipeline.inputs if c.name in examples.columns]
+    whole = len(present) == len(pipeline.inputs)
+    problems += [Problem(f"the table {table} lacks the input column; it has: {came}", c.name) for c in pipeline.inputs if c not in present]
+    inputs, errors = pipeline.check(examples, columns=present)
     targets = [c for c in pipeline.outputs if c.name in examples.columns]
+    needed = [] if table == "unlabelled" else [c for c in pipeline.outputs if c.name in _asked(config)]
+    problems += [Problem(f"the table {table} lacks the target column; it has: {came}", c.name) for c in needed if c not in targets]
     labels, wrong = pipeline.check(examples, columns=targets)
     for column in targets:
         bad = [e for e in wrong if e.column == column.name]
@@ -285,9 +378,14 @@ def _check(
     kept = np.array([i for i in range(examples.height) if i not in gone], np.int64)
     extra = [examples[c] for c in carried]
     clean = pl.DataFrame([*inputs.get_columns(), *(s for s in labels.get_columns()), *(s for s in extra if s.name not in inputs.columns and s.name not in labels.columns)])
-    if examples.height and not len(kept):
+    if examples.height and not len(kept) and aside:
         problems.append(Problem(f"all {examples.height} rows of {table} are unusable: {aside[0].reason}", aside[0].column or ""))
-    return clean[kept], kept, aside
+    return clean[kept] if whole else None, kept, aside
+
+
+def _asked(config: DataConfig) -> set[str]:
+    """Names of the columns to predict."""
+    return {*_listed(config.target), *(config.outputs or {})}
 
 
 def _row_problem(table: str, column: str, errors: list[RowError], origin: np.ndarray, hint: str = "") -> Problem:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -177,17 +178,18 @@ class Fit:
         parts = [batch]
         if self.config.accumulate > 1:
             ends = [round(i * len(batch) / self.config.accumulate) for i in range(self.config.accumulate + 1)]
-            parts = [cut(batch, low, high) for low, high in zip(ends, ends[1:], strict=False) if high > low]
+            parts = [cut(batch, low, high) for low, high in pairwise(ends) if high > low]
         units = self._units(parts) if len(parts) > 1 else None
         total: list[torch.Tensor] = []
         for i, part in enumerate(parts):
             sums = self._sums(part, epoch)
-            loss: Any = 0.0
-            for term, value, unit in zip(self.terms, sums.values, units or sums.units, strict=True):
-                loss = loss + (value if term.weight == 1 else term.weight * value) / unit.clamp_min(1e-12)
+            with torch.no_grad():  # the divisor goes into the backward pass as its seed: no nodes of the graph for it
+                seeds = [t.weight / u.clamp_min(1e-12) for t, u in zip(self.terms, units or sums.units, strict=True)]
+            heads = list(sums.values)
             if self.config.l1 and i == 0:
-                loss = loss + self.config.l1 * sum(p.abs().sum() for p in self.matrices)
-            loss.backward()
+                heads.append(self.config.l1 * torch.stack([p.abs().sum() for p in self.matrices]).sum())
+                seeds.append(torch.ones_like(heads[-1]))
+            torch.autograd.backward(heads, seeds)
             mine = [x.detach() for x in (*sums.values, *sums.units)]
             total = [a + b for a, b in zip(total, mine, strict=True)] if total else mine
         return Sums(total[: len(self.terms)], total[len(self.terms) :])
