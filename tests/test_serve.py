@@ -265,7 +265,25 @@ def test_the_depth_scan_is_linear_and_right() -> None:
 
 
 def _value(r: random.Random, depth: int = 0) -> Any:
-    simple = [None, True, 0, -1, 1.5, 1e308, 10**30, "", "cook", "0", " ", "💥\u0000\u202e", "a" * 300, float("nan"), float("inf"), -0.0, 2**63]
+    simple = [
+        None,
+        True,
+        0,
+        -1,
+        1.5,
+        1e308,
+        10**30,
+        "",
+        "cook",
+        "0",
+        " ",
+        "💥\u0000\u202e",
+        "a" * 300,
+        float("nan"),
+        float("inf"),
+        -0.0,
+        2**63,
+    ]
     kind = r.randrange(8)
     if kind < 5 or depth > 3:
         return r.choice(simple)
@@ -320,7 +338,9 @@ def test_each_of_32_threads_gets_its_own_answers(line: Client, models: dict[str,
         connection = http.client.HTTPConnection("127.0.0.1", line.server.port, timeout=60)
         for i in range(12):
             at = 12 * me + i
-            connection.request("POST", "/v1/models/line:predict", json.dumps({"instances": values[at]}), JSON | {"X-Request-Id": f"{me}.{i}"})
+            connection.request(
+                "POST", "/v1/models/line:predict", json.dumps({"instances": values[at]}), JSON | {"X-Request-Id": f"{me}.{i}"}
+            )
             response = connection.getresponse()
             assert response.headers["Modelyard-Request-Id"] == f"{me}.{i}"
             assert json.loads(response.read())["predictions"] == pytest.approx(expected[2 * at : 2 * at + 2], abs=1e-3)
@@ -365,7 +385,13 @@ def test_a_token_guards_all_but_health(models: dict[str, Model]) -> None:
         body = json.dumps({"instances": [1]})
         for given in (None, "Bearer wrong", "Basic s3cret", "Bearer", "Bearer s3cret", "Bearer s3cret-\xe9"):
             headers = JSON | ({"Authorization": given} if given else {})
-            for method, path in (("POST", server.service.path), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/page.json"), ("GET", "/v1/models")):
+            for method, path in (
+                ("POST", server.service.path),
+                ("GET", "/metrics"),
+                ("GET", "/openapi.json"),
+                ("GET", "/page.json"),
+                ("GET", "/v1/models"),
+            ):
                 status, found, answer = client.ask(method, path, body if method == "POST" else None, headers)
                 assert status == 401 and answer["WWW-Authenticate"] == "Bearer" and "token" in found["error"]
         assert client.ask("GET", "/healthz")[0] == 200
@@ -427,7 +453,9 @@ def test_a_bug_is_a_500_with_its_id_and_the_server_lives(models: dict[str, Model
 def process(model: Model, *args: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     env = {**os.environ, "PYTHONPATH": str(SOURCE)}
     command = [sys.executable, "-m", "modelyard", "serve", str(model.folder), "serve.port=0", "--json", *args]
-    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", cwd=model.folder.parent)
+    child = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", cwd=model.folder.parent
+    )
     assert child.stdout is not None
     try:
         yield child, json.loads(child.stdout.readline())
@@ -471,5 +499,7 @@ def test_serving_an_estimator_needs_the_core_only(models: dict[str, Model]) -> N
             pytest.skip("no /proc on this system")
         maps = Path(f"/proc/{child.pid}/maps").read_text(encoding="utf-8")
         assert not any(name in maps for name in ("libtorch", "sklearn", "lightgbm", "pyarrow"))
-        resident = int(next(t for t in Path(f"/proc/{child.pid}/status").read_text(encoding="utf-8").splitlines() if "VmRSS" in t).split()[1])
+        resident = int(
+            next(t for t in Path(f"/proc/{child.pid}/status").read_text(encoding="utf-8").splitlines() if "VmRSS" in t).split()[1]
+        )
         assert resident < 250_000  # kB

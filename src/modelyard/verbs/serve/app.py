@@ -211,14 +211,20 @@ class Service:
     async def status(self, request: HttpRequest) -> Response:
         """TensorFlow Serving's status of a model, with OpenAI's keys beside it."""
         self._named(request)
-        state = {"version": self.model.version, "state": "AVAILABLE" if self.ready else "UNLOADING", "status": {"error_code": "OK", "error_message": ""}}
+        state = {
+            "version": self.model.version,
+            "state": "AVAILABLE" if self.ready else "UNLOADING",
+            "status": {"error_code": "OK", "error_message": ""},
+        }
         return JSONResponse({"model_version_status": [state], "id": self.name, "object": "model", "owned_by": "modelyard"})
 
     async def metadata(self, request: HttpRequest) -> Response:
         """The signature."""
         self._named(request)
         spec = {"name": self.name, "signature_name": SIGNATURE, "version": self.model.version}
-        return JSONResponse({"model_spec": spec, "metadata": {"signature_def": self.model.signature.to_json()}, "backend": self.model.backend})
+        return JSONResponse(
+            {"model_spec": spec, "metadata": {"signature_def": self.model.signature.to_json()}, "backend": self.model.backend}
+        )
 
     async def live(self, request: HttpRequest) -> Response:
         """The process lives."""
