@@ -50,11 +50,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
         k = i % 3
         pixels = random.integers(0, 60, (12, 12, 3), dtype=np.uint8)
         pixels[..., k] += 150
-        lines.append({
-            "photo": base64.b64encode(png(pixels)).decode("ascii"), "note": f"{HOSTILE} {['good', 'bad', 'plain'][k]} {i}",
-            "age": float(random.integers(18, 80)) if i % 9 else None, "plan": ["basic", "it's", "专业版"][k], "seen": f"2024-0{1 + k}-11T10:00:00",
-            "kind": ["red", "green", "<b>蓝</b>"][k], "price": float(10 * k + random.normal()), "themes": ["x"] if k == 0 else ["x", "y"],
-        })  # fmt: skip
+        lines.append(
+            {
+                "photo": base64.b64encode(png(pixels)).decode("ascii"),
+                "note": f"{HOSTILE} {['good', 'bad', 'plain'][k]} {i}",
+                "age": float(random.integers(18, 80)) if i % 9 else None,
+                "plan": ["basic", "it's", "专业版"][k],
+                "seen": f"2024-0{1 + k}-11T10:00:00",
+                "kind": ["red", "green", "<b>蓝</b>"][k],
+                "price": float(10 * k + random.normal()),
+                "themes": ["x"] if k == 0 else ["x", "y"],
+            }
+        )
     (folder / "page.jsonl").write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in lines), encoding="utf-8")
     inputs = {"photo": "image", "note": "text", "age": "number", "plan": "category", "seen": "timestamp"}
     outputs = {"kind": "category", "price": "number", "themes": "label-set"}
@@ -289,9 +296,11 @@ def test_label_sets_pixels_and_parameters_have_fields(browser: Any, server: Serv
     plain = {"labels": None, "open": False, "range": None, "required": True}
     few, many = {"name": "few", "kind": "label-set"}, {"name": "many", "kind": "label-set"}
     data["signature"]["inputs"] = [
-        plain | few | {"labels": ["a, b", "c"]}, plain | many | {"labels": [str(i) for i in range(99)]},
-        plain | {"name": "grey", "kind": "image"}, plain | {"name": "group", "kind": "cluster"},
-    ]  # fmt: skip
+        plain | few | {"labels": ["a, b", "c"]},
+        plain | many | {"labels": [str(i) for i in range(99)]},
+        plain | {"name": "grey", "kind": "image"},
+        plain | {"name": "group", "kind": "cluster"},
+    ]
     data["signature"]["params"] = [
         {"name": "beam", "type": "int", "default": 4, "low": 1, "high": 8, "choices": None, "doc": "Width."},
         {"name": "mode", "type": "str", "default": "b", "low": None, "high": None, "choices": ["a", "b"], "doc": ""},

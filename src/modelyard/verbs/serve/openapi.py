@@ -29,9 +29,9 @@ ANSWERS: dict[str, Schema] = {
 }
 TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
 TEXT = {"type": "string"}
+REASON: Schema = {"type": "object", "required": ["column", "reason"], "properties": {"column": TEXT, "reason": TEXT, "value": {}}}
 ROW_ERROR: Schema = {
-    "type": "object", "required": ["error"], "additionalProperties": False,
-    "properties": {"error": {"type": "object", "required": ["column", "reason"], "properties": {"column": TEXT, "reason": TEXT, "value": {}}}},
+    "type": "object", "required": ["error"], "additionalProperties": False, "properties": {"error": REASON},
 }  # fmt: skip
 
 
