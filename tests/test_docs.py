@@ -163,3 +163,12 @@ def test_json_page_names_what_commands_print(tmp_path: Path, monkeypatch: pytest
         if verb == "init":
             monkeypatch.chdir(tmp_path / "segments")
     assert {v: sections[v] - keys for v, keys in seen.items() if sections[v] - keys} == {}
+
+
+def test_code_shown_in_contributing_is_the_code() -> None:
+    """Blocks that begin with a path are parts of that file."""
+    shown = blocks(ROOT / "CONTRIBUTING.md", "python")
+    assert len(shown) >= 4
+    for text in shown:
+        first, _, rest = text.partition("\n")
+        assert rest.strip() in (ROOT / first.removeprefix("# ")).read_text(encoding="utf-8"), first
