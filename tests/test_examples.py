@@ -21,8 +21,8 @@ EXAMPLES = ROOT / "examples"
 
 SMALL: dict[str, list[str]] = {
     "churn": ["model.trees=200"],
-    "digits": ["train.epochs=8", "data.limit=900"],
-    "fusion": ["train.epochs=4", "data.limit=900"],
+    "digits": ["train.epochs=8", "data.limit=700"],
+    "fusion": ["train.epochs=4", "data.limit=800"],
     "houses": ["model.trees=200"],
     "intents": ["data.limit=1000"],
     "own-module": ["train.epochs=20"],
