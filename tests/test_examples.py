@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 
 from modelyard import cli, project
@@ -20,8 +21,8 @@ EXAMPLES = ROOT / "examples"
 
 SMALL: dict[str, list[str]] = {
     "churn": ["model.trees=200"],
-    "digits": ["train.epochs=6", "data.limit=900"],
-    "fusion": ["train.epochs=4", "data.limit=900"],
+    "digits": ["train.epochs=8", "data.limit=700"],
+    "fusion": ["train.epochs=4", "data.limit=800"],
     "houses": ["model.trees=200"],
     "intents": ["data.limit=1000"],
     "own-module": ["train.epochs=20"],
@@ -33,12 +34,12 @@ SMALL: dict[str, list[str]] = {
 
 ABOVE: dict[str, dict[str, float]] = {
     "churn": {"roc_auc": 0.75},
-    "digits": {"accuracy": 0.75},
+    "digits": {"accuracy": 0.7},
     "fusion": {"topic.accuracy": 0.75, "charge.r2": 0.5},
     "houses": {"r2": 0.5},
     "intents": {"accuracy": 0.85},
     "own-module": {"accuracy": 0.85},
-    "requests": {"micro_f1": 0.3},
+    "requests": {"micro_f1": 0.6},
     "segments": {"silhouette": 0.15},
     "spam": {"f1": 0.75},
 }
@@ -69,6 +70,24 @@ def value(metrics: dict[str, Any], name: str) -> float:
     return float(entry["value"])
 
 
+def outputs_depend_on_their_inputs(model: Model) -> None:
+    """Shuffling an input at prediction time hurts the output that is made of it, and leaves the other nearly alone."""
+    rows = pl.read_parquet("rows.parquet")[-400:]
+
+    def scores(frame: pl.DataFrame) -> tuple[float, float]:
+        answers = model.predict(frame.drop("topic", "charge"))
+        right = float((answers["topic"] == frame["topic"]).mean())  # type: ignore[arg-type]
+        error = (answers["charge"] - frame["charge"]).to_numpy()
+        return right, 1 - float((error**2).mean() / np.var(frame["charge"].to_numpy()))
+
+    accuracy, r2 = scores(rows)
+    order = np.random.default_rng(0).permutation(rows.height)
+    for column, output in (("photo", 0), ("message", 0), ("total", 1), ("internet", 1)):
+        hurt = scores(rows.with_columns(rows[column][order]))
+        assert hurt[output] < (accuracy, r2)[output] - 0.02, column
+        assert hurt[1 - output] > (accuracy, r2)[1 - output] - 0.15, column
+
+
 @pytest.mark.parametrize("name", names())
 def test_example(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     before = {p for p in EXAMPLES.rglob("*") if "__pycache__" not in p.parts}
@@ -78,7 +97,9 @@ def test_example(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
 
     settings = [PICK[name]] if name in PICK else []
     trained = command(capfd, "train", *settings, *SMALL[name])
-    judged = command(capfd, "evaluate", trained["run"], "--trust-code")
+    # the same rows: what `evaluate` reads is the project's data, and a limit is part of it
+    limit = [key for key in SMALL[name] if key.startswith("data.")]
+    judged = command(capfd, "evaluate", trained["run"], "--trust-code", *limit)
     for metric, floor in ABOVE[name].items():
         assert value(trained["metrics"]["test"], metric) > floor
         assert math.isclose(value(judged["metrics"]["test"], metric), value(trained["metrics"]["test"], metric), abs_tol=1e-9)
@@ -90,6 +111,8 @@ def test_example(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
 
     model = Model.load(trained["model"], trust_code=True)
     assert model.replay().ok and len(model.examples) >= 20
+    if name == "fusion":
+        outputs_depend_on_their_inputs(model)
     exported = command(capfd, "export", trained["run"], "--trust-code")
     assert exported["parity"]["max_difference"] <= 1e-5 and exported["parity"]["rows"] == len(model.examples)
     onnx = Model.load(Path(trained["run"]) / "exports" / "onnx")
@@ -113,30 +136,3 @@ def test_every_example_is_small_and_says_where_its_data_is_from() -> None:
         loaded = project.load_project(folder)
         data = EXAMPLES / name / loaded.data.path
         assert data.is_file() and data.name in about and data.stat().st_size < 500_000
-
-
-def test_fusion_outputs_depend_on_the_inputs_they_are_made_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Shuffling an input at prediction time hurts the output that depends on it, and leaves the other nearly alone."""
-    import numpy as np
-    import polars as pl
-
-    shutil.copytree(EXAMPLES / "fusion", tmp_path / "fusion", ignore=shutil.ignore_patterns("runs"))
-    monkeypatch.chdir(tmp_path / "fusion")
-    trained = command(capfd, "train", *SMALL["fusion"])
-    model = Model.load(trained["model"])
-    rows = pl.read_parquet("rows.parquet")[-400:]
-
-    def scores(frame: pl.DataFrame) -> tuple[float, float]:
-        answers = model.predict(frame.drop("topic", "charge"))
-        right = float((answers["topic"] == frame["topic"]).mean())  # type: ignore[arg-type]
-        error = (answers["charge"] - frame["charge"]).to_numpy()
-        return right, 1 - float((error**2).mean() / np.var(frame["charge"].to_numpy()))
-
-    accuracy, r2 = scores(rows)
-    order = np.random.default_rng(0).permutation(rows.height)
-    for column, output in (("photo", 0), ("message", 0), ("total", 1), ("internet", 1)):
-        hurt = scores(rows.with_columns(rows[column][order]))
-        assert hurt[output] < (accuracy, r2)[output] - 0.02, column
-        assert hurt[1 - output] > (accuracy, r2)[1 - output] - 0.15, column
