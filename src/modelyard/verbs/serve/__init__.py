@@ -132,7 +132,9 @@ def run(project: Any, *, model: str | None = None, options: Any) -> None:
     if options.emit is not None:
         options.emit(ready)
     else:
-        print(f"{server.model.name} {server.model.version} is served at {server.url} (Ctrl-C stops)\n\n{server.curl[:2000]}\n", flush=True)
+        # a line cut in the middle would not run: where the example is long (pixels), the page gives it
+        line = server.curl if len(server.curl) <= 2000 else "its page gives the request as curl, Python and JavaScript"
+        print(f"{server.model.name} {server.model.version} is served at {server.url} (Ctrl-C stops)\n\n{line}\n", flush=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         server.forever()

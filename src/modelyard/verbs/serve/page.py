@@ -33,12 +33,12 @@ def html(model: Model) -> str:
     title = escape(model.name)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<meta name="color-scheme" content="light dark"><title>{title}</title><link rel="stylesheet" href="/static/page.css"></head>
+<meta name="color-scheme" content="light dark"><title>{title}</title><link rel="icon" href="data:,"><link rel="stylesheet" href="/static/page.css"></head>
 <body><main><header><h1>{title}</h1><p class="soft"><span data-say="version">version</span> <code>{model.version}</code></p>
 <button id="lang" type="button" aria-label="language">中文</button></header>
 <div class="columns"><form id="form" aria-label="inputs"></form><section id="answer" aria-live="polite"></section></div>
-<section><h2 data-say="batch">Many rows</h2><p class="soft" data-say="batch_hint">One JSON object a line, or CSV with a header.</p>
-<textarea id="batch" rows="4" aria-labelledby="batch"></textarea>
+<section><h2 id="batch-title" data-say="batch">Many rows</h2><p class="soft" data-say="batch_hint">One JSON object a line, or CSV with a header.</p>
+<textarea id="batch" rows="4" aria-labelledby="batch-title"></textarea>
 <p><button id="run-batch" type="button" data-say="predict_all">Predict all</button></p><div id="batch-answer" class="scroll"></div></section>
 <section><h2 data-say="code">The same from a program</h2><div class="tabs" role="tablist"></div>
 <div class="code"><button id="copy" type="button" data-say="copy">Copy</button><pre id="snippet"></pre></div></section>

@@ -28,12 +28,12 @@ function field(input, index) {
   const id = `field-${index}`;
   let node, get, set;
   if (input.kind === "number") {
-    node = make("input", { id, type: "number", step: "any", placeholder: say("missing") });
+    node = make("input", { id, type: "number", step: "any", "data-hint": "missing" });
     get = () => (node.value === "" ? null : Number(node.value));
     set = (v) => { node.value = v === null || v === undefined ? "" : v; };
   } else if (input.kind === "category") {
     const list = make("datalist", { id: `${id}-labels` }, ...(input.labels || []).map((l) => make("option", { value: l })));
-    node = make("input", { id, list: `${id}-labels`, placeholder: say("missing"), autocomplete: "off" });
+    node = make("input", { id, list: `${id}-labels`, "data-hint": "missing", autocomplete: "off" });
     get = () => (node.value === "" ? null : node.value);
     set = (v) => { node.value = v === null || v === undefined ? "" : String(v); };
     return wrap(input, id, make("div", {}, node, list), get, set, node);
@@ -41,13 +41,13 @@ function field(input, index) {
     const preview = make("img", { class: "preview", alt: "" });
     let value = null;
     const file = make("input", { id, type: "file", accept: "image/*" });
-    const take = (f) => { const reader = new FileReader(); reader.onload = () => { value = reader.result; preview.src = value; snippet(); }; reader.readAsDataURL(f); };
+    const take = (f) => { const reader = new FileReader(); reader.onload = () => { value = reader.result; preview.classList.remove("small"); picture(preview, value); snippet(); }; reader.readAsDataURL(f); };
     file.addEventListener("change", () => file.files[0] && take(file.files[0]));
     node = make("div", {}, file, preview);
     node.addEventListener("dragover", (e) => e.preventDefault());
     node.addEventListener("drop", (e) => { e.preventDefault(); if (e.dataTransfer.files[0]) take(e.dataTransfer.files[0]); });
     get = () => value;
-    set = (v) => { value = v; preview.src = v ? (String(v).startsWith("data:") ? v : `data:image/png;base64,${v}`) : ""; file.value = ""; };
+    set = (v) => { value = v; picture(preview, v); file.value = ""; };
   } else if (input.kind === "label-set") {
     node = make("input", { id, placeholder: "a, b" });
     get = () => node.value.split(/[,;|]/).map((s) => s.trim()).filter(Boolean);
@@ -66,6 +66,21 @@ function field(input, index) {
     set = (v) => { node.value = typeof v === "string" ? v : JSON.stringify(v); };
   }
   return wrap(input, id, node, get, set, node);
+}
+
+// A value of kind image as a picture: a data URL, base64, {"b64": …} or rows of pixels.
+function picture(node, value) {
+  const plain = value && value.b64 ? value.b64 : value;
+  node.hidden = !plain;
+  if (!plain) return node.removeAttribute("src");
+  if (typeof plain === "string") { node.src = plain.startsWith("data:") ? plain : `data:image/png;base64,${plain}`; return; }
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [plain[0].length, plain.length];
+  const pixels = new ImageData(canvas.width, canvas.height);
+  plain.flat().forEach((p, i) => pixels.data.set(Array.isArray(p) ? [...p.slice(0, 3), 255] : [p, p, p, 255], 4 * i));
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+  node.src = canvas.toDataURL();
+  node.classList.toggle("small", canvas.width <= 64);
 }
 
 function wrap(input, id, node, get, set) {
@@ -156,36 +171,57 @@ async function batch() {
   } catch (error) { box.replaceChildren(make("p", { class: "bad" }, error.message)); }
 }
 
+const SHOWN = 3000, ARGUMENT = 100000; // characters drawn; characters that a shell surely takes as one argument
+let code = "";
+
 function snippet() {
-  const body = { instances: [row()] }, text = JSON.stringify(body);
+  const text = JSON.stringify({ instances: [row()] });
   const quoted = text.replaceAll("'", "'\\''");
+  const bearer = token ? " -H \"Authorization: Bearer $TOKEN\"" : "";
+  const head = `curl -s ${url()} -H 'Content-Type: application/json'${bearer}`;
   const all = {
-    curl: `curl -s ${url()} -H 'Content-Type: application/json' -d '${quoted}'`,
-    Python: `import json, urllib.request\n\nbody = json.loads(r'''${text}''')\nrequest = urllib.request.Request("${url()}", json.dumps(body).encode(), {"Content-Type": "application/json"})\nprint(json.load(urllib.request.urlopen(request))["predictions"])`,
-    JavaScript: `const response = await fetch("${url()}", {\n  method: "POST",\n  headers: { "Content-Type": "application/json" },\n  body: JSON.stringify(${text}),\n});\nconsole.log((await response.json()).predictions);`,
+    curl: quoted.length < ARGUMENT ? `${head} -d '${quoted}'` : `${head} --data-binary @- <<'JSON'\n${text}\nJSON`,
+    Python: `import json, urllib.request\n\nbody = ${JSON.stringify(text)}\nheaders = {"Content-Type": "application/json"${token ? ', "Authorization": "Bearer TOKEN"' : ""}}\nrequest = urllib.request.Request("${url()}", body.encode(), headers)\nprint(json.load(urllib.request.urlopen(request))["predictions"])`,
+    JavaScript: `const response = await fetch("${url()}", {\n  method: "POST",\n  headers: { "Content-Type": "application/json"${token ? ', Authorization: "Bearer TOKEN"' : ""} },\n  body: JSON.stringify(${text}),\n});\nconsole.log((await response.json()).predictions);`,
   };
   document.querySelector(".tabs").replaceChildren(...Object.keys(all).map((name) =>
-    make("button", { type: "button", role: "tab", "aria-selected": name === tab, onclick: () => { tab = name; snippet(); } }, name)));
-  $("snippet").textContent = all[tab];
+    make("button", { type: "button", role: "tab", "aria-selected": String(name === tab), onclick: () => { tab = name; snippet(); } }, name)));
+  code = all[tab];
+  $("snippet").textContent = code.length > SHOWN ? `${code.slice(0, SHOWN - 300)} … ${code.slice(-300)}` : code;
+}
+
+async function copy() {
+  if (navigator.clipboard) await navigator.clipboard.writeText(code);
+  else { // browsers give the clipboard to https and to this machine only
+    const box = make("textarea", {});
+    box.value = code;
+    document.body.append(box);
+    box.select();
+    document.execCommand("copy");
+    box.remove();
+  }
+  $("copy").textContent = say("copied");
+  setTimeout(() => { $("copy").textContent = say("copy"); }, 1200);
 }
 
 function words() {
   document.documentElement.lang = lang === "zh" ? "zh-Hans" : "en";
   $("lang").textContent = lang === "zh" ? "English" : "中文";
   for (const node of document.querySelectorAll("[data-say]")) node.textContent = say(node.dataset.say);
+  for (const node of document.querySelectorAll("[data-hint]")) node.placeholder = say(node.dataset.hint);
 }
 
 function start() {
   const form = $("form");
   form.append(...model.signature.inputs.map(field), make("div", { class: "actions" },
     make("button", { class: "main", type: "submit", "data-say": "predict" }, say("predict")),
-    make("button", { type: "button", "data-say": "another", onclick: () => { example = (example + 1) % model.examples.length; fill(model.examples[example]); predict(); } }, say("another"))));
+    make("button", { type: "button", "data-say": "another", onclick: () => { if (!model.examples.length) return; example = (example + 1) % model.examples.length; fill(model.examples[example]); predict(); } }, say("another"))));
   form.addEventListener("submit", predict);
   form.addEventListener("input", snippet);
   $("answer").append(make("p", { class: "soft", "data-say": "empty" }, say("empty")));
   $("lang").addEventListener("click", () => { lang = lang === "zh" ? "en" : "zh"; words(); snippet(); });
   $("run-batch").addEventListener("click", batch);
-  $("copy").addEventListener("click", async () => { await navigator.clipboard.writeText($("snippet").textContent); $("copy").textContent = say("copied"); setTimeout(() => { $("copy").textContent = say("copy"); }, 1200); });
+  $("copy").addEventListener("click", copy);
   words();
   fill(model.examples[0]);
 }
