@@ -347,7 +347,7 @@ def test_a_stored_state_encodes_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["bag", "tokens", "chars"])
 def test_a_row_is_encoded_the_same_alone_and_nothing_or_a_megabyte_is_fine(name: str) -> None:
-    coder, texts = KIND.encodings[name], [*TEXTS, None, "word " * 200_000, "x" * 1_000_000]
+    coder, texts = KIND.encodings[name], [*TEXTS, None, "word " * 40_000, "x" * 1_000_000]
     state = coder.fit(pl.Series(TEXTS))
     together = coder.encode(pl.Series(texts), state, {})
     for i, text in enumerate(texts):

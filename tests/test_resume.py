@@ -1,3 +1,4 @@
+# ruff: noqa: E402 (imports after the skip: torch is an extra)
 """A killed and resumed run ends in the same bits as one that nobody touched (the full proof is tests/crash/prove_resume.py)."""
 
 from __future__ import annotations
@@ -6,14 +7,16 @@ import errno
 import os
 import random
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 sys.path.insert(0, str(Path(__file__).parent / "crash"))
 import course
 import killing
@@ -23,11 +26,33 @@ from modelyard.store import atomic, checkpoint
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the kills are made in forked processes")
 
-
 @pytest.fixture(autouse=True)
 def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGKILL loses nothing that was written; only a power cut would, and 30 fsyncs take seconds on a busy disk."""
+    """SIGKILL loses nothing that was written; only a power cut would, and 200 fsyncs take a second on a busy disk."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(course, "make", one_thread(course.make))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm() -> None:
+    killing.warm()
+
+
+def one_thread(make: Any) -> Any:
+    """Threads of a net this small only wait for each other."""
+
+    def fit(*args: Any, **settings: Any) -> Any:
+        torch.set_num_threads(1)
+        return make(*args, **settings)
+
+    return fit
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In memory where the system has such a folder."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        yield Path(folder)
 
 
 LONG: dict[str, Any] = {"epochs": 8, "patience": 0}

@@ -1,401 +1,468 @@
-"""The server against a real model: the protocol, refusals, fuzzed bodies, concurrency, shutdown and the curl line."""
+"""The server against TensorFlow Serving's REST form, hostile bodies, many clients at once, and signals."""
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import gzip
 import http.client
 import json
 import os
 import random
-import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import jsonschema
+import numpy as np
+import polars as pl
 import pytest
-from sklearn.datasets import load_wine
 
 import modelyard
-from modelyard.errors import UsageError
-from modelyard.verbs.serve import Server, serve
+from modelyard.errors import ParityError, UsageError
+from modelyard.runtime.model import Model
+from modelyard.verbs.serve import Config, Server, listen
+from modelyard.verbs.serve import body as bodies
 
-NUMBERS = ("alcohol", "hue", "proline")
-LIMIT = 2**20
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A linear model of the three cultivars of wine with one category column and missing values in `hue`."""
-    data = load_wine()
-    columns = [data.feature_names.index(n) for n in NUMBERS]
-    rows = [dict(zip(NUMBERS, map(float, data.data[i, columns]), strict=True)) for i in range(len(data.target))]
-    for i, row in enumerate(rows):
-        row |= {"cellar": ("north", "south", "O'Neill")[i % 3], "cultivar": f"class {data.target[i]}"}  # type: ignore[dict-item]
-        if i % 10 == 0:
-            row["hue"] = None  # type: ignore[assignment]
-    base = tmp_path_factory.mktemp("wine")
-    here = Path.cwd()
-    os.chdir(base)
-    try:
-        modelyard.train(data=rows, target="cultivar", model="linear", quiet=True)
-    finally:
-        os.chdir(here)
-    return next(base.glob("runs/*/model"))
+SOURCE = Path(modelyard.__file__).parent.parent
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Server]:
-    with serve(folder, limit=LIMIT) as running:
-        yield running
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+    """`line`: one number in, one number out (bare values). `plan`: three inputs, one category with scores."""
+    folder = tmp_path_factory.mktemp("serve")
+    random_ = np.random.default_rng(0)
+    x = random_.uniform(-100, 100, 200)
+    pl.DataFrame({"x": x, "y": 3 * x + 7}).write_csv(folder / "line.csv")
+    age = random_.integers(18, 80, 300)
+    job = random_.choice(["clerk", "cook", "驾驶员"], 300)
+    city = random_.choice(["Bern", "Wien"], 300)
+    target = np.where((age > 45) ^ (job == "cook"), "yes", "no")
+    columns = {"age": [None if i % 17 == 0 else int(a) for i, a in enumerate(age)], "job": job, "city": city, "churned": target}
+    pl.DataFrame(columns).write_csv(folder / "plan.csv")
+    with contextlib.chdir(folder):
+        line = modelyard.train(data="line.csv", target="y", model="linear")
+        plan = modelyard.train(data="plan.csv", target="churned", model="linear")
+    return {"line": Model.load(folder / line.model), "plan": Model.load(folder / plan.model)}
 
 
-def call(
-    server: Server, body: Any = None, path: str | None = None, method: str = "POST", **headers: str
-) -> tuple[int, Any, dict[str, str]]:
-    """(status, decoded JSON or text, headers); `body` is sent as it is where it is bytes."""
-    where = urlsplit(server.url)
-    connection = http.client.HTTPConnection(where.hostname or "", where.port or 80, timeout=30)
-    raw = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode("utf-8")
-    path = f"/v1/models/{server.model.name}:predict" if path is None else path
-    connection.request(method, path, raw, {k.replace("_", "-"): v for k, v in headers.items()})
-    response = connection.getresponse()
-    text = response.read().decode("utf-8")
-    found = {k.lower(): v for k, v in response.getheaders()}
-    connection.close()
-    return response.status, json.loads(text) if "json" in found.get("content-type", "") else text, found
+class Client:
+    """Plain HTTP, so that odd requests can be sent."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.name = server.service.name
+
+    def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any, Any]:
+        """(status, decoded JSON or text, headers)."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=30)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            raw = response.read()
+        finally:
+            connection.close()
+        found = json.loads(raw) if response.headers.get("content-type", "").startswith("application/json") and raw else raw.decode()
+        return response.status, found, response.headers
+
+    def predict(self, body: Any, path: str = "", **headers: str) -> tuple[int, Any]:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode("utf-8")
+        status, found, _ = self.ask("POST", f"/v1/models/{self.name}{path}:predict", raw, JSON | headers)
+        return status, found
 
 
-def examples(server: Server, count: int = 4) -> list[dict[str, Any]]:
-    return [dict(row) for row in server.model.examples[:count]]
+@pytest.fixture(scope="module")
+def line(models: dict[str, Model]) -> Iterator[Client]:
+    with modelyard.serve(models["line"], limit=2**20) as server:
+        yield Client(server)
 
 
-# --- the protocol ----------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def plan(models: dict[str, Model]) -> Iterator[Client]:
+    with modelyard.serve(models["plan"]) as server:
+        yield Client(server)
 
 
-def test_rows_and_columns_are_the_model_s_own_answers(server: Server) -> None:
-    rows = examples(server)
-    own = server.model.predict(rows).to_json()
-    status, body, headers = call(server, {"instances": rows})
-    assert status == 200 and set(body) == {"predictions"}
-    assert [p["cultivar"] for p in body["predictions"]] == [p["cultivar"] for p in own]
-    for served, direct in zip(body["predictions"], own, strict=True):
-        assert served["cultivar.scores"] == pytest.approx(direct["cultivar.scores"], abs=1e-6)
-        assert sum(served["cultivar.scores"].values()) == pytest.approx(1, abs=1e-5)
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    status, by_column, _ = call(server, {"inputs": columns})
-    assert status == 200 and by_column == {"outputs": body["predictions"]}
-    assert headers["modelyard-model"] and headers["modelyard-version"] == server.model.version
-    assert headers["x-content-type-options"] == "nosniff"
+def row(**changes: Any) -> dict[str, Any]:
+    return {"age": 50, "job": "cook", "city": "Bern"} | changes
 
 
-def test_bare_values_stand_for_the_only_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    modelyard.train(data=[{"x": float(i), "y": 2.0 * i + 1} for i in range(80)], target="y", model="linear", quiet=True)
-    with serve(next(tmp_path.glob("runs/*/model"))) as server:
-        status, body, _ = call(server, {"instances": [3.0, 10.5]})
-        assert status == 200 and body["predictions"] == pytest.approx([7, 22], abs=0.5)
-        assert call(server, {"inputs": [3.0, 10.5]})[1]["outputs"] == body["predictions"]
-        status, mixed, _ = call(server, {"instances": [3.0, "no number", 10.5]})
-        assert status == 200
-        assert [mixed["predictions"][0], mixed["predictions"][2]] == body["predictions"]
-        assert mixed["predictions"][1]["error"]["column"] == "x"
+# --- the protocol ------------------------------------------------------------------------------------------------
 
 
-def test_a_bad_row_gets_its_error_and_leaves_its_neighbours_alone(server: Server) -> None:
-    good = examples(server, 3)
-    alone = call(server, {"instances": good})[1]["predictions"]
-    worse = [{**good[1], "alcohol": "strong"}, {k: v for k, v in good[1].items() if k != "proline"}, 7, None, [], {**good[1], "alcohol": 10**400}]
-    for bad in worse:
-        status, body, _ = call(server, {"instances": [good[0], bad, good[1], good[2]]})
-        assert status == 200
-        error = body["predictions"][1]["error"]
-        assert set(error) >= {"column", "reason"} and error["reason"]
-        assert [body["predictions"][i] for i in (0, 2, 3)] == alone
-    status, body, _ = call(server, {"instances": [good[0], worse[0]], "strict": True})
-    assert status == 400 and "row 1: alcohol" in body["error"]
+def test_rows_and_columns_give_what_predict_gives(plan: Client, models: dict[str, Model]) -> None:
+    rows = [row(age=a, job=j) for a in (20, 50, None) for j in ("cook", "驾驶员", "never seen")]
+    expected = models["plan"].predict(rows).to_json()
+    assert plan.predict({"instances": rows, "signature_name": "serving_default"}) == (200, {"predictions": expected})
+    columns = {key: [r[key] for r in rows] for key in rows[0]}
+    status, found = plan.predict({"inputs": columns})
+    assert status == 200 and set(found["outputs"]) == {"churned", "churned.scores"}
+    assert [dict(zip(found["outputs"], values, strict=True)) for values in zip(*found["outputs"].values(), strict=True)] == expected
+    version = models["plan"].version
+    assert plan.predict({"instances": rows}, f"/versions/{version}")[1] == {"predictions": expected}
+    assert plan.predict({"instances": []}) == (200, {"predictions": []})
 
 
-def test_unseen_labels_missing_values_and_extra_keys_are_answered(server: Server) -> None:
-    row = examples(server, 1)[0]
-    for change in ({"cellar": "never seen"}, {"cellar": None}, {"hue": None}, {"alcohol": None}, {"note": "extra"}, {"alcohol": 1e300}):
-        status, body, _ = call(server, {"instances": [{**row, **change}]})
-        assert status == 200 and body["predictions"][0]["cultivar"].startswith("class "), change
-        assert sum(body["predictions"][0]["cultivar.scores"].values()) == pytest.approx(1, abs=1e-5)
+def test_bare_values_where_the_model_has_one_input_and_one_output(line: Client) -> None:
+    for body in ({"instances": [1, 2.5]}, {"instances": [{"x": 1}, {"x": 2.5}]}):
+        status, found = line.predict(body)
+        assert status == 200 and found["predictions"] == pytest.approx([10, 14.5], abs=0.05)
+    for columnar in ({"inputs": {"x": [1, 2.5]}}, {"inputs": [1, 2.5]}):
+        assert line.predict(columnar)[1]["outputs"] == pytest.approx([10, 14.5], abs=0.05)
 
 
-REFUSED: list[tuple[str, bytes, int, str]] = [
-    ("no JSON", b"{", 400, "is not JSON"),
-    ("empty", b"", 400, "is not JSON"),
-    ("not UTF-8", b'{"instances": ["\xff"]}', 400, "not UTF-8"),
-    ("a list", b"[1]", 400, "must be an object"),
-    ("no rows", b"{}", 400, "either instances"),
-    ("both", b'{"instances": [], "inputs": {}}', 400, "either instances"),
-    ("rows as a map", b'{"instances": {"a": 1}}', 400, "must be a list"),
-    ("unknown key", b'{"instances": [], "instance": 1}', 400, "unknown key"),
-    ("columns of two lengths", b'{"inputs": {"alcohol": [1], "hue": [1, 2]}}', 400, "different lengths"),
-    ("scalar columns", b'{"inputs": {"alcohol": 1}}', 400, "each a list"),
-    ("duplicate keys", b'{"instances": [], "instances": []}', 400, "appears twice"),
-    ("duplicate keys in a row", b'{"instances": [{"hue": 1, "hue": 2}]}', 400, "appears twice"),
-    ("too deep", b'{"instances": ' + b"[" * 5000 + b"]" * 5000 + b"}", 400, "nested deeper"),
-    ("bad seed", b'{"instances": [], "seed": -1}', 400, "seed"),
-    ("bad strict", b'{"instances": [], "strict": 1}', 400, "strict"),
-    ("bad params", b'{"instances": [], "params": []}', 400, "params"),
-    ("too large", b'{"instances": ["' + b"x" * LIMIT + b'"]}', 413, "larger than"),
-    ("digits without end", b'{"instances": [' + b"9" * 5000 + b"]}", 400, "JSON"),
-]
+def test_a_failed_row_leaves_its_neighbours_alone(plan: Client, line: Client) -> None:
+    good = plan.predict({"instances": [row()]})[1]["predictions"][0]
+    rows = [row(), row(age="old"), {"job": "cook"}, 7, row(age=10**400), row()]
+    status, found = plan.predict({"instances": rows})
+    assert status == 200 and found["predictions"][0] == found["predictions"][5] == good
+    errors = [p["error"] for p in found["predictions"][1:5]]
+    assert [e["column"] for e in errors] == ["age", "city", "", "age"] and "not a finite number" in errors[0]["reason"]
+    status, found = plan.predict({"instances": rows, "strict": True})
+    assert status == 400 and found["error"].startswith("row 1: age is not a finite number")
+    status, found = plan.predict({"inputs": {"age": [50, "old"], "job": ["cook"] * 2, "city": ["Bern"] * 2}})
+    assert found["outputs"]["churned"][0] == good["churned"] and found["outputs"]["churned"][1]["error"]["column"] == "age"
+    status, found = line.predict(b'{"instances": [1, NaN, Infinity, -Infinity, 1e999]}')  # the tokens TensorFlow Serving takes
+    assert status == 200 and [isinstance(p, dict) for p in found["predictions"]] == [False, False, True, True, True]
 
 
-@pytest.mark.parametrize(("name", "body", "status", "said"), REFUSED, ids=[r[0] for r in REFUSED])
-def test_what_cannot_be_answered_is_refused_in_a_sentence(server: Server, name: str, body: bytes, status: int, said: str) -> None:
-    code, answer, _ = call(server, body)
-    assert code == status and set(answer) == {"error"} and said in answer["error"]
-
-
-def test_nan_is_missing_and_infinity_an_error_of_its_row(server: Server) -> None:
-    """TensorFlow Serving takes these tokens; the answers are strict JSON all the same."""
-    row = examples(server, 1)[0]
-    missing = call(server, {"instances": [{**row, "alcohol": None}]})[1]
-    for token in ("NaN", "Infinity", "-Infinity"):
-        text = json.dumps({"instances": [{**row, "alcohol": "@"}]}).replace('"@"', token)
-        status, answer, _ = call(server, text.encode("utf-8"))
-        assert status == 200
-        if token == "NaN":
-            assert answer == missing
-        else:
-            assert answer["predictions"][0]["error"]["column"] == "alcohol"
-
-
-def test_no_rows_are_no_answers(server: Server) -> None:
-    assert call(server, {"instances": []})[:2] == (200, {"predictions": []})
-
-
-def test_compressed_bodies(server: Server) -> None:
-    raw = json.dumps({"instances": examples(server, 2)}).encode("utf-8")
-    plain = call(server, raw)[1]
-    assert call(server, gzip.compress(raw), Content_Encoding="gzip")[:2] == (200, plain)
-    assert call(server, zlib.compress(raw), Content_Encoding="deflate")[:2] == (200, plain)
-    assert call(server, gzip.compress(raw)[:-9], Content_Encoding="gzip")[0] == 400
-    assert call(server, raw, Content_Encoding="gzip")[0] == 400
-    assert call(server, raw, Content_Encoding="br")[0] == 415
-    assert call(server, gzip.compress(b"[" * 2**26), Content_Encoding="gzip")[0] == 413  # 64 MiB from 64 kB
-
-
-def test_routes_names_and_methods(server: Server) -> None:
-    name, version = server.model.name, server.model.version
-    row = {"instances": examples(server, 1)}
-    assert call(server, row, f"/v1/models/{name}/versions/{version}:predict")[0] == 200
-    assert call(server, row, f"/v1/models/{name}/versions/1:predict")[0] == 200
-    for path in ("/v1/models/other:predict", f"/v1/models/{name}/versions/99:predict", "/v1/nothing"):
-        status, answer, _ = call(server, row, path)
-        assert status == 404 and answer["error"]
-    assert call(server, path=f"/v1/models/{name}:predict", method="GET")[0] == 405
-    assert call(server, row, "/metrics")[0] == 405
-    status, state, _ = call(server, path=f"/v1/models/{name}", method="GET")
-    assert status == 200 and state["model_version_status"][0]["state"] == "AVAILABLE"
-    metadata = call(server, path=f"/v1/models/{name}/metadata", method="GET")[1]
-    assert metadata["model_spec"]["name"] == name
+def test_status_metadata_health_and_headers(plan: Client, models: dict[str, Model]) -> None:
+    model = models["plan"]
+    status, found, headers = plan.ask("GET", "/v1/models/plan")
+    assert status == 200 and found["model_version_status"][0]["state"] == "AVAILABLE" and found["object"] == "model"
+    assert headers["Modelyard-Model"] == "plan" and headers["Modelyard-Version"] == model.version
+    assert plan.ask("GET", "/v1/models")[1]["data"][0]["id"] == "plan"
+    found = plan.ask("GET", "/v1/models/plan/metadata")[1]
+    assert found["metadata"]["signature_def"] == json.loads(json.dumps(model.signature.to_json()))
+    assert plan.ask("GET", f"/v1/models/plan/versions/{model.version}/metadata")[1] == found
     for path in ("/healthz", "/v2/health/live", "/v2/health/ready"):
-        assert call(server, path=path, method="GET")[0] == 200
-    assert call(server, path="/static/..%2f__init__.py", method="GET")[0] == 404
+        assert plan.ask("GET", path)[0] == 200 and plan.ask("HEAD", path)[0] == 200
+    assert plan.ask("GET", "/healthz", headers={"X-Request-Id": "abc-1:2.3"})[2]["Modelyard-Request-Id"] == "abc-1:2.3"
+    for bad in ("a b", "é", "x" * 129, "<script>"):
+        given = plan.ask("GET", "/healthz", headers={"X-Request-Id": bad})[2]["Modelyard-Request-Id"]
+        assert given != bad and len(given) == 16
 
 
-def test_request_ids_come_back_and_cannot_smuggle_headers(server: Server) -> None:
-    row = {"instances": examples(server, 1)}
-    assert call(server, row, X_Request_Id="abc-1.2:3")[2]["modelyard-request-id"] == "abc-1.2:3"
-    for odd in ("a b", "x" * 200, "<script>"):
-        assert re.fullmatch(r"[0-9a-f]{16}", call(server, row, X_Request_Id=odd)[2]["modelyard-request-id"])
+def test_metrics_count_what_was_asked(models: dict[str, Model]) -> None:
+    parse = pytest.importorskip("prometheus_client.parser").text_string_to_metric_families
+    with modelyard.serve(models["line"], name='li"n\\e') as server:
+        client = Client(server)
+        path = server.service.path
+        for body in ([1, 2, "no"], [3]):
+            client.ask("POST", path, json.dumps({"instances": body}), JSON)
+        client.ask("POST", path, "{", JSON)
+        client.ask("GET", "/nowhere")
+        client.ask("GET", "/v1/models/some-random-name")
+        text = client.ask("GET", "/metrics")[1]
+    samples = [s for family in parse(text) for s in family.samples]
+    total = {(s.labels["route"], s.labels["code"]): s.value for s in samples if s.name == "modelyard_requests_total"}
+    assert total == {("predict", "200"): 2, ("predict", "400"): 1, ("unknown", "404"): 1, ("status", "404"): 1}
+    value = {s.name: s.value for s in samples if len(s.labels) == 2}
+    assert value["modelyard_rows_total"] == 4 and value["modelyard_row_errors_total"] == 1 and value["modelyard_model_info"] == 1
+    assert {s.labels["model"] for s in samples} == {'li"n\\e'}
+    assert set().union(*(s.labels for s in samples)) == {"model", "version", "route", "code", "le"}
+    buckets = [s.value for s in samples if s.name.endswith("_bucket") and s.labels["route"] == "predict"]
+    assert buckets == sorted(buckets) and buckets[-1] == 3
 
 
-# --- who may ask -----------------------------------------------------------------------------------------------------
+def test_openapi_describes_bodies_and_answers(plan: Client, line: Client) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    for client, good, bad in (
+        (plan, [{"instances": [row(), row(age=None)]}, {"inputs": {"age": [1], "job": ["x"], "city": ["y"]}}],
+         [{"instances": [{"age": 1}]}, {"instances": [1]}, {"instances": row()}]),
+        (line, [{"instances": [1, 2]}, {"instances": [{"x": 1}]}, {"inputs": [1, 2]}, {"inputs": {"x": [1]}, "seed": 3}],
+         [{"instances": [[1]]}, {"instances": [1], "strict": 1}, {"inputs": 1}, {"instances": [1], "params": {"unknown": 1}}]),
+    ):  # fmt: skip
+        document = client.ask("GET", "/openapi.json")[1]
+        assert document["openapi"].startswith("3.1") and {"info", "paths", "components"} <= set(document)
+        operations = [o["operationId"] for item in document["paths"].values() for k, o in item.items() if k in ("get", "post")]
+        assert len(set(operations)) == len(operations) == 9
+        content = document["paths"][f"/v1/models/{client.name}:predict"]["post"]
+        asked = content["requestBody"]["content"]["application/json"]["schema"] | {"components": document["components"]}
+        answered = content["responses"]["200"]["content"]["application/json"]["schema"] | {"components": document["components"]}
+        for schema in [*document["components"]["schemas"].values(), asked, answered]:
+            jsonschema.Draft202012Validator.check_schema(schema)
+        asked_is, answered_is = (jsonschema.Draft202012Validator(s).is_valid for s in (asked, answered))
+        for body in [*good, content["requestBody"]["content"]["application/json"]["example"]]:
+            status, found = client.predict(body)
+            assert status == 200 and asked_is(body) and answered_is(found), body
+        for body in bad:
+            status, found = client.predict(body)
+            assert not asked_is(body) and (status == 400 or any("error" in p for p in found["predictions"])), body
 
 
-def test_a_token_is_needed_where_one_is_set(folder: Path) -> None:
-    with serve(folder, token="s3cret") as server:
-        row = {"instances": examples(server, 1)}
-        status, answer, headers = call(server, row)
-        assert status == 401 and headers["www-authenticate"] == "Bearer" and "s3cret" not in json.dumps(answer)
-        assert call(server, row, Authorization="Bearer wrong")[0] == 401
-        assert call(server, row, Authorization="Basic s3cret")[0] == 401
-        assert call(server, row, Authorization="Bearer s3cret")[0] == 200
-        for path in ("/metrics", "/openapi.json", "/v1/models"):
-            assert call(server, path=path, method="GET")[0] == 401
-        assert call(server, path="/healthz", method="GET")[0] == 200
-        assert call(server, path="/", method="GET")[0] in (200, 401)
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+DEEP = b'{"instances":' + b"[" * 101 + b"]" * 101 + b"}"
+REFUSED = [
+    (b"", 400, "not JSON"), (b"{", 400, "not JSON"), (b"[1]", 400, "must be an object"), (b"null", 400, "must be an object"),
+    (b"\xff\xfe{", 400, "not UTF-8"), (b'{"instances":[1],"instances":[2]}', 400, "twice"), (b'{"instances":[{"x":1,"x":2}]}', 400, "twice"),
+    (DEEP, 400, "deeper than 100"), (b"[" * 200_000, 400, "deeper than 100"), (b'{"instances":[1],"inputs":[1]}', 400, "either instances"),
+    (b"{}", 400, "either instances"), (b'{"instances":{"x":1}}', 400, "list of rows"), (b'{"instance":[1]}', 400, "unknown key"),
+    (b'{"inputs":{"x":[1],"z":[1,2]}}', 400, "different lengths"), (b'{"inputs":{}}', 400, "object of columns"),
+    (b'{"instances":[1],"params":[]}', 400, "params must be"), (b'{"instances":[1],"params":{"beam":3}}', 400, "unknown parameter"),
+    (b'{"instances":[1],"seed":-1}', 400, "seed must be"), (b'{"instances":[1],"signature_name":"other"}', 400, "signature_name"),
+    (b'{"instances":["\\ud800"]}', 400, "surrogate"), (b'{"instances":[' + b"1," * 600_000 + b"1]}", 413, "larger than 1048576"),
+    (b'{"instances":[' + b"1," * 100_000 + b"1]}", 413, "100001 rows"), (b'{"instances":[' + b"9" * 5000 + b"]}", 400, "not JSON"),
+]  # fmt: skip
 
 
-def test_others_may_ask_only_with_a_token(folder: Path) -> None:
-    with pytest.raises(UsageError, match=r"serve\.token"):
-        serve(folder, host="0.0.0.0")
-    with serve(folder, host="0.0.0.0", token="t") as server:
-        assert server.url.startswith("http://0.0.0.0:")
+@pytest.mark.parametrize(("body", "code", "said"), REFUSED, ids=[f"{i}-{s}" for i, (_, _, s) in enumerate(REFUSED)])
+def test_wrong_bodies_are_refused_with_a_sentence(line: Client, body: bytes, code: int, said: str) -> None:
+    status, found = line.predict(body)
+    assert (status, set(found)) == (code, {"error"}) and said in found["error"]
 
 
-# --- descriptions ----------------------------------------------------------------------------------------------------
+def test_wrong_addresses_methods_and_types(line: Client, plan: Client) -> None:
+    good = json.dumps({"instances": [1]})
+    for method, path, code, said in (
+        ("GET", "/v1/models/line:predict", 405, "use POST"), ("PUT", "/v1/models/line", 405, "use GET"), ("DELETE", "/metrics", 405, "use GET"),
+        ("POST", "/v1/models/other:predict", 404, "no model 'other'"), ("POST", "/v1/models/line/versions/9:predict", 404, "no version '9'"),
+        ("POST", "/v1/models/line:classify", 405, "use GET"), ("GET", "/v3/x", 404, "no such route"),
+        ("GET", "/static/../app.py", 404, "no such"), ("GET", "/static/page.html", 404, "no such"), ("BREW", "/metrics", 405, "does not take"),
+    ):  # fmt: skip
+        status, found, headers = line.ask(method, path, good if method == "POST" else None, JSON)
+        assert (status, set(found)) == (code, {"error"}) and said in found["error"], (method, path)
+        assert headers["Modelyard-Request-Id"]
+    for kind, code in (("application/json; charset=utf-8", 200), ("application/x-www-form-urlencoded", 200), ("application/vnd.a+json", 200),
+                       ("text/plain", 415), ("multipart/form-data; boundary=x", 415), ("application/json; charset=gb18030", 415)):  # fmt: skip
+        assert line.ask("POST", "/v1/models/line:predict", good, {"Content-Type": kind})[0] == code, kind
 
 
-def test_openapi_describes_what_is_answered(server: Server) -> None:
-    document = call(server, path="/openapi.json", method="GET")[1]
-    assert document["openapi"].startswith("3.1") and document["info"]["title"] and document["info"]["version"]
-
-    def references(node: Any) -> Iterator[str]:
-        if isinstance(node, dict):
-            yield from ([node["$ref"]] if "$ref" in node else [])
-            for value in node.values():
-                yield from references(value)
-        elif isinstance(node, list):
-            for value in node:
-                yield from references(value)
-
-    schemas = document["components"]["schemas"]
-    assert all(r.removeprefix("#/components/schemas/") in schemas for r in references(document))
-    for schema in schemas.values():
-        jsonschema.Draft202012Validator.check_schema(schema)
-    for path, item in document["paths"].items():
-        assert path.startswith("/")
-        for method, operation in item.items():
-            assert operation["responses"] and operation["summary"]
-            if method == "get":
-                assert call(server, path=path, method="GET")[0] == 200, path
-    predict = next(item["post"] for item in document["paths"].values() if "post" in item)
-    rooted = lambda schema: {**schema, "components": document["components"]}  # noqa: E731
-    asked = predict["requestBody"]["content"]["application/json"]["schema"]
-    answered = predict["responses"]["200"]["content"]["application/json"]["schema"]
-    body = {"instances": examples(server)}
-    jsonschema.Draft202012Validator(rooted(asked)).validate(body)
-    jsonschema.Draft202012Validator(rooted(asked)).validate(asked["example"])
-    jsonschema.Draft202012Validator(rooted(answered)).validate(call(server, body)[1])
-    jsonschema.Draft202012Validator(rooted(answered)).validate(call(server, {"instances": [5]})[1])
-    first = call(server, body)[1]["predictions"][0]
-    assert set(first) <= set(schemas["Answer"]["properties"])
+def test_packed_bodies_and_bombs(line: Client) -> None:
+    raw = json.dumps({"instances": [1]}).encode("utf-8")
+    packed = gzip.compress(raw)
+    assert line.predict(packed, **{"Content-Encoding": "gzip"}) == line.predict(zlib.compress(raw), **{"Content-Encoding": "deflate"})
+    assert line.predict(packed, **{"Content-Encoding": "gzip"})[0] == 200
+    bomb = gzip.compress(b" " * (64 * 2**20))  # 64 kB on the wire, limit 1 MiB
+    assert len(bomb) < 2**17
+    for body, encoding, code in ((bomb, "gzip", 413), (raw, "gzip", 400), (packed[:-5], "gzip", 400), (packed + b"x", "gzip", 400),
+                                 (packed, "br", 415), (gzip.compress(packed), "gzip, gzip", 415)):  # fmt: skip
+        status, found = line.predict(body, **{"Content-Encoding": encoding})
+        assert (status, set(found)) == (code, {"error"}), encoding
 
 
-def test_metrics_are_prometheus_text_and_count(server: Server) -> None:
-    def series() -> dict[str, float]:
-        text = call(server, path="/metrics", method="GET")[1]
-        line = re.compile(r'([a-z_]+)(\{(?:[a-z]+="(?:[^"\\]|\\.)*",?)*\})? (-?[0-9.e+-]+|\+Inf|NaN)')
-        found = {}
-        kinds = {m[1] for m in re.finditer(r"^# TYPE (\w+) (?:counter|gauge|histogram)$", text, re.M)}
-        for entry in text.splitlines():
-            if entry and not entry.startswith("#"):
-                match = line.fullmatch(entry)
-                assert match, entry
-                assert re.sub(r"_(bucket|sum|count)$", "", match[1]) in kinds or match[1] in kinds
-                found[match[1] + (match[2] or "")] = float(match[3])
-        return found
-
-    before = series()
-    call(server, {"instances": [*examples(server, 2), 5]})
-    after = series()
-    total = lambda s, name: sum(v for k, v in s.items() if k.startswith(name))  # noqa: E731
-    assert total(after, "modelyard_rows_total") - total(before, "modelyard_rows_total") == 3
-    assert total(after, "modelyard_row_errors_total") - total(before, "modelyard_row_errors_total") == 1
-    buckets = [v for k, v in after.items() if k.startswith("modelyard_request_seconds_bucket") and 'route="predict"' in k]
-    assert buckets == sorted(buckets)
-    assert buckets[-1] == next(v for k, v in after.items() if k.startswith("modelyard_request_seconds_count") and 'route="predict"' in k)
+def test_the_depth_scan_is_linear_and_right() -> None:
+    began = time.process_time()
+    for text, deep in (
+        ("[" * 101 + '"\\"' * 2_000_000, True),  # quadratic in a scan that starts again at every quote
+        ('"' + "[" * 3_000_000, False), ('{"a":"' + "\\\\" * 2_000_000 + '"}' + "[]" * 200, False), ('"[[\\"[["' * 200, False),
+        ("[" * 100 + "]" * 100 + "[]", False), ("[" * 101, True), ('["]"' * 101, True),
+    ):  # fmt: skip
+        assert (bodies._depth(text) > bodies.DEPTH) is deep, text[:20]
+    assert time.process_time() - began < 5
 
 
-# --- abuse and load --------------------------------------------------------------------------------------------------
+# --- hostile traffic ---------------------------------------------------------------------------------------------
 
 
-def fuzzed(chance: random.Random, rows: list[dict[str, Any]]) -> bytes:
-    """A request body with something wrong in it, or not."""
-    values: list[Any] = [None, True, 0, -1, 1e308, 2**70, "", "x", "\ud83d\ude00", "\x00", [], {}, [[]], "NaN", {"b64": "!"}, " 1 ", "1,5", "O'N"]
-
-    def value(depth: int = 0) -> Any:
-        if depth < 3 and chance.random() < 0.2:
-            return [value(depth + 1) for _ in range(chance.randrange(4))]
-        if depth < 3 and chance.random() < 0.2:
-            return {chance.choice(["alcohol", "hue", "", "\x00", "b64"]): value(depth + 1) for _ in range(chance.randrange(4))}
-        return chance.choice(values)
-
-    body: Any = {"instances": [dict(chance.choice(rows)) for _ in range(chance.randrange(1, 4))]}
-    for _ in range(chance.randrange(1, 4)):
-        way = chance.randrange(6)
-        if way == 0:
-            body[chance.choice(["params", "seed", "strict", "inputs", "signature_name", "instances", "zz"])] = value()
-        elif way == 1:
-            body = {"inputs": {k: value() for k in rows[0]}}
-        elif way == 2:
-            body = {"inputs": {k: [value() for _ in range(2)] for k in rows[0]}}
-        elif isinstance(body.get("instances"), list) and body["instances"]:
-            row = chance.choice(body["instances"])
-            if isinstance(row, dict) and row:
-                row[chance.choice([*row, "more"])] = value()
-            else:
-                body["instances"].append(value())
-    raw = json.dumps(body, ensure_ascii=chance.random() < 0.5).encode("utf-8", "surrogatepass")
-    if chance.random() < 0.3:
-        place = chance.randrange(len(raw))
-        raw = chance.choice([raw[:place], raw[:place] + chance.randbytes(3) + raw[place:], raw[:place] + raw[place + 1 :]])
-    return raw
+def _value(r: random.Random, depth: int = 0) -> Any:
+    simple = [None, True, 0, -1, 1.5, 1e308, 10**30, "", "cook", "0", " ", "💥\u0000\u202e", "a" * 300, float("nan"), float("inf"), -0.0, 2**63]
+    kind = r.randrange(8)
+    if kind < 5 or depth > 3:
+        return r.choice(simple)
+    if kind == 5:
+        return [_value(r, depth + 1) for _ in range(r.randrange(4))]
+    return {r.choice(["age", "job", "city", "error", "", "churned", "x"]): _value(r, depth + 1) for _ in range(r.randrange(4))}
 
 
-def test_no_body_makes_the_server_fail(server: Server) -> None:
-    chance = random.Random(7)
-    rows = examples(server)
+def _body(r: random.Random) -> bytes:
+    rows = [{k: _value(r) if r.random() < 0.5 else v for k, v in row().items() if r.random() < 0.9} for _ in range(r.randrange(5))]
+    body: dict[str, Any] = {"instances": rows}
+    shape = r.randrange(6)
+    if shape == 1:
+        body = {"inputs": {k: [_value(r) for _ in range(r.choice([2, 2, 2, 3]))] for k in row()}}
+    elif shape == 2:
+        body = {"instances": [_value(r) for _ in range(3)]}
+    elif shape == 3:
+        body[r.choice(["params", "seed", "strict", "signature_name", "other"])] = _value(r)
+    elif shape == 4:
+        body = _value(r)
+    raw = bytearray(json.dumps(body, ensure_ascii=r.random() < 0.5).encode("utf-8"))
+    if shape == 5 and raw:
+        for _ in range(r.randrange(1, 4)):
+            raw[r.randrange(len(raw))] = r.randrange(256)
+    return bytes(raw)
+
+
+def test_a_thousand_odd_bodies_never_give_a_server_error(plan: Client) -> None:
+    r = random.Random(7)
+    connection = http.client.HTTPConnection("127.0.0.1", plan.server.port, timeout=30)
     seen: dict[int, int] = {}
-    for i in range(1000):
-        raw = fuzzed(chance, rows)
-        status, answer, _ = call(server, raw)
-        seen[status] = seen.get(status, 0) + 1
-        assert status < 500, (i, raw[:300], answer)
-        assert ("error" in answer) == (status >= 400)
-    assert seen.get(200, 0) > 100 and seen.get(400, 0) > 100, seen  # else the fuzzing tests one side only
-    assert call(server, {"instances": rows})[0] == 200
-
-
-def test_answers_reach_their_askers(server: Server) -> None:
-    base = examples(server, 1)[0]
-    batches = [[{**base, "alcohol": 10 + 0.1 * i + 0.01 * j, "proline": 300.0 + 40 * i} for j in range(1 + i % 5)] for i in range(32)]
-    alone = [server.model.predict(rows).to_json() for rows in batches]
-    with concurrent.futures.ThreadPoolExecutor(32) as pool:
-        jobs = [i % 32 for i in range(320)]
-        for i, (status, body, _) in zip(jobs, pool.map(lambda i: call(server, {"instances": batches[i]}), jobs), strict=True):
-            assert status == 200 and len(body["predictions"]) == len(batches[i])
-            for served, direct in zip(body["predictions"], alone[i], strict=True):
-                assert served["cultivar.scores"] == pytest.approx(direct["cultivar.scores"], abs=1e-6)
-
-
-def test_the_curl_line_works_in_a_shell(server: Server) -> None:
-    first = next(r for r in server.model.examples if "'" in str(r.get("cellar")))
-    server.model.examples.insert(0, first)
-    try:
-        done = subprocess.run(["sh", "-c", server.curl], capture_output=True, text=True, timeout=30, check=True)
-    finally:
-        server.model.examples.pop(0)
-    assert json.loads(done.stdout)["predictions"][0]["cultivar"].startswith("class ")
-
-
-def test_sigterm_answers_what_is_in_flight_first(folder: Path) -> None:
-    """A process of its own: the request is half sent when the signal comes, and is still answered."""
-    source = str(Path(modelyard.__file__).parent.parent)
-    command = [sys.executable, "-m", "modelyard", "serve", str(folder.parent), "serve.port=0", "--json"]
-    environment = {**os.environ, "PYTHONPATH": source}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=folder.parent) as process:
-        assert process.stdout is not None and process.stderr is not None
-        ready = json.loads(process.stdout.readline())
-        where = urlsplit(ready["url"])
-        row = modelyard.load_model(folder).examples[0]
-        raw = json.dumps({"instances": [row]}).encode("utf-8")
-        connection = http.client.HTTPConnection(where.hostname or "", where.port or 80, timeout=20)
-        connection.putrequest("POST", f"/v1/models/{ready['model']}:predict")
-        connection.putheader("Content-Length", str(len(raw)))
-        connection.endheaders(raw[:20])
-        probe = http.client.HTTPConnection(where.hostname or "", where.port or 80, timeout=20)
-        probe.request("GET", "/healthz")  # once this is answered the half request has been taken up
-        assert probe.getresponse().read()
-        probe.close()
-        process.send_signal(signal.SIGTERM)
-        connection.send(raw[20:])
+    for _ in range(1000):
+        body = _body(r)
+        connection.request("POST", "/v1/models/plan:predict", body, JSON)
         response = connection.getresponse()
-        assert response.status == 200 and json.loads(response.read())["predictions"]
+        found = json.loads(response.read(), parse_constant=pytest.fail)
+        seen[response.status] = seen.get(response.status, 0) + 1
+        assert response.status in (200, 400), (response.status, found, body)
+        if response.status == 400:
+            assert isinstance(found["error"], str) and len(found["error"]) > 5
+    connection.close()
+    assert seen[200] > 200 and seen[400] > 200  # the bodies reach both sides
+    assert plan.predict({"instances": [row()]})[0] == 200
+
+
+def test_each_of_32_threads_gets_its_own_answers(line: Client) -> None:
+    def caller(me: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", line.server.port, timeout=60)
+        for i in range(12):
+            values = [me + i / 64, -me - i / 64]
+            connection.request("POST", "/v1/models/line:predict", json.dumps({"instances": values}), JSON | {"X-Request-Id": f"{me}.{i}"})
+            response = connection.getresponse()
+            assert response.headers["Modelyard-Request-Id"] == f"{me}.{i}"
+            assert json.loads(response.read())["predictions"] == pytest.approx([3 * v + 7 for v in values], abs=0.02)
         connection.close()
-        assert process.wait(15) in (0, -signal.SIGTERM)
-        assert b"Traceback" not in process.stderr.read()
+
+    with ThreadPoolExecutor(32) as pool:
+        list(pool.map(caller, range(32)))
+
+
+def test_health_is_answered_while_a_prediction_runs(models: dict[str, Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, leave = threading.Event(), threading.Event()
+    original = Model.predict
+
+    def slow(self: Model, *args: Any, **keys: Any) -> Any:
+        entered.set()
+        leave.wait(20)
+        return original(self, *args, **keys)
+
+    with modelyard.serve(models["line"]) as server:
+        client = Client(server)
+        monkeypatch.setattr(Model, "predict", slow)
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(client.predict, {"instances": [i]}) for i in range(8)]  # more than there are workers
+            assert entered.wait(10)
+            assert client.ask("GET", "/v2/health/ready")[0] == 200
+            assert not any(a.done() for a in asked)
+            leave.set()
+            assert [a.result()[0] for a in asked] == [200] * 8
+
+
+# --- who may ask, and what is kept -------------------------------------------------------------------------------
+
+
+def test_a_token_guards_all_but_health(models: dict[str, Model]) -> None:
+    with pytest.raises(UsageError, match="serve.token"):
+        modelyard.serve(models["line"], host="0.0.0.0")
+    with modelyard.serve(models["line"], token="s3cret-词") as server:
+        client = Client(server)
+        body = json.dumps({"instances": [1]})
+        for given in (None, "Bearer wrong", "Basic s3cret", "Bearer", "Bearer s3cret"):
+            headers = JSON | ({"Authorization": given} if given else {})
+            for method, path in (("POST", server.service.path), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/page.json"), ("GET", "/v1/models")):
+                status, found, answer = client.ask(method, path, body if method == "POST" else None, headers)
+                assert status == 401 and answer["WWW-Authenticate"] == "Bearer" and "token" in found["error"]
+        assert client.ask("GET", "/healthz")[0] == 200
+        page = client.ask("GET", "/")[1]
+        assert str(models["line"].examples[0]["x"]) not in page  # examples are rows of real data
+        token = "s3cret-词".encode().decode("latin-1")  # header bytes as clients send UTF-8
+        assert client.ask("POST", server.service.path, body, JSON | {"Authorization": f"bearer {token}"})[0] == 200
+        assert "s3cret" not in repr(vars(server.service)) + repr(Config(token="s3cret"))
+
+
+def test_the_log_is_one_object_a_line(models: dict[str, Model], tmp_path: Path) -> None:
+    log = tmp_path / "requests.jsonl"
+    with modelyard.serve(models["plan"], log=str(log)) as server:
+        client = Client(server)
+        rows = [row(job='a\n{"time": 0}\r\u2028'), row(age=float("nan")), row(age="x")]
+        answers = client.predict({"instances": rows})[1]["predictions"]
+        client.predict({"instances": [row()]}, **{"X-Request-Id": "mine"})
+        client.predict(b"{")
+    entries = [json.loads(text, parse_constant=pytest.fail) for text in log.read_text(encoding="utf-8").splitlines()]
+    assert len(entries) == 2 and entries[0]["answers"] == answers and entries[0]["rows"][0] == rows[0]
+    assert entries[1]["request"] == "mine" and 0 < entries[1]["seconds"] < 20 and entries[0]["rows"][1]["age"] is None
+    with pytest.raises(UsageError, match="cannot be written"):
+        modelyard.serve(models["plan"], log=str(tmp_path))
+
+
+def test_ports_settings_and_altered_models(models: dict[str, Model], tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UsageError, match="choose another serve.port"):
+            modelyard.serve(models["line"], port=taken.getsockname()[1])
+    first, second = listen("127.0.0.1", None), listen("127.0.0.1", None)
+    assert 8000 <= first.getsockname()[1] < second.getsockname()[1] < 8100
+    first.close()
+    second.close()
+    with pytest.raises(UsageError) as caught:
+        modelyard.serve(models["line"], port=70000, hots="x")
+    assert len(caught.value.details) == 2
+    altered = Model(**vars(models["line"]))
+    altered.graphs = {"main": lambda inputs: {k: v + 1 for k, v in models["line"].graphs["main"](inputs).items()}}
+    with pytest.raises(ParityError):
+        modelyard.serve(altered)
+
+
+def test_a_bug_is_a_500_with_its_id_and_the_server_lives(models: dict[str, Model], monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    with modelyard.serve(models["line"]) as server:
+        client = Client(server)
+        with monkeypatch.context() as patch:
+            patch.setattr(Model, "predict", lambda *_: 1 / 0)
+            status, found = client.predict({"instances": [1]}, **{"X-Request-Id": "find-me"})
+        assert status == 500 and "bug in Modelyard (ZeroDivisionError)" in found["error"]
+        assert client.predict({"instances": [1]})[0] == 200
+    assert "find-me" in capfd.readouterr().err
+
+
+# --- the process -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def process(model: Model, *args: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    env = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    command = [sys.executable, "-m", "modelyard", "serve", str(model.folder), "serve.port=0", "--json", *args]
+    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", cwd=model.folder.parent)
+    assert child.stdout is not None
+    try:
+        yield child, json.loads(child.stdout.readline())
+    finally:
+        child.kill()
+        child.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_exits_with_0(models: dict[str, Model], number: int) -> None:
+    with process(models["line"]) as (child, ready):
+        assert ready["ready"] is True and ready["schema_version"] == 1 and ready["model"] == "line"
+        port = urlsplit(ready["url"]).port
+        body = json.dumps({"instances": [1.0] * 50_000}).encode("utf-8")
+        connections = []
+        for _ in range(4):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            connection.request("GET", "/healthz")
+            connection.getresponse().read()  # accepted: from here on the request must be answered
+            connection.request("POST", "/v1/models/line:predict", body, JSON)
+            connections.append(connection)
+        deadline = time.monotonic() + 10
+        probe = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        probe.request("GET", "/healthz")  # the loop has read what was sent before
+        probe.getresponse().read()
+        child.send_signal(number)
+        for connection in connections:
+            response = connection.getresponse()
+            assert response.status == 200 and len(json.loads(response.read())["predictions"]) == 50_000
+            connection.close()
+        assert child.wait(15) == 0 and time.monotonic() < deadline + 15
+        assert child.stdout is not None and child.stdout.read() == ""  # exactly one object
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port or 0), timeout=2)
+
+
+def test_serving_an_estimator_needs_the_core_only(models: dict[str, Model]) -> None:
+    with process(models["line"]) as (child, ready):
+        if not Path(f"/proc/{child.pid}/maps").exists():
+            pytest.skip("no /proc on this system")
+        maps = Path(f"/proc/{child.pid}/maps").read_text(encoding="utf-8")
+        assert not any(name in maps for name in ("libtorch", "sklearn", "lightgbm", "pyarrow"))
+        resident = int(next(t for t in Path(f"/proc/{child.pid}/status").read_text(encoding="utf-8").splitlines() if "VmRSS" in t).split()[1])
+        assert resident < 250_000  # kB

@@ -47,8 +47,9 @@ _PLACES = {
     "load": "modelyard.project:load_project",
     "load_model": "modelyard.runtime.model:Model.load",
     "project": "modelyard.project",
+    "serve": "modelyard.verbs.serve:serve",  # a context manager: the verb itself would not return
 }
-_VERBS = ("check", "doctor", "evaluate", "export", "init", "plan", "predict", "report", "run", "runs", "serve", "train")
+_VERBS = ("check", "doctor", "evaluate", "export", "init", "plan", "predict", "report", "run", "runs", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,13 @@ import torch
 from modelyard.store import atomic, checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
-import course  # noqa: E402
+import course
+
+
+def warm() -> None:
+    """One short course in the parent: a first optimiser step imports for a second, and forks inherit what is imported."""
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    course.go(course.make(epochs=1), None)
 
 
 def child(work: Callable[[], None], kill_after: float | None = None) -> int:

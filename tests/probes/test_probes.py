@@ -87,7 +87,7 @@ def test_answers_are_the_same_alone_and_in_a_batch(trained: dict[str, Trained]) 
         model = Model.load(trained[probe].model)
         rows, name = model.examples, model.signature.outputs[0].name
         together = model.predict(rows).columns[name].to_list()
-        assert [model.predict([row]).columns[name][0] for row in rows] == together
+        assert [model.predict([row]).columns[name].to_list()[0] for row in rows] == together
 
 
 def test_tags_lie_along_their_words(trained: dict[str, Trained]) -> None:

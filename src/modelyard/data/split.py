@@ -53,8 +53,7 @@ def split(
     if config.time:
         order = _by_time(frame, config.time)
     elif config.by:
-        order = _by_group(frame, [config.by] if isinstance(config.by, str) else config.by, shares, generator)
-        return order
+        return _by_group(frame, [config.by] if isinstance(config.by, str) else config.by, shares, generator)
     else:
         order = _shuffled(frame, config, targets, generator)
     return _cut(order, shares, frame.height)

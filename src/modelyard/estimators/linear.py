@@ -125,7 +125,7 @@ def _choose(
     from sklearn.model_selection import StratifiedKFold
 
     counts = np.bincount(y)
-    candidates = [float(config.c)] if config.c != "auto" else ([0.25, 1.0, 4.0] if hinge else [0.1, 1.0, 10.0])
+    candidates = [float(config.c)] if config.c != "auto" else ([0.25, 0.5, 1.0, 2.0] if hinge else [0.1, 1.0, 10.0])
     if counts[counts > 0].min() < 3 or (len(candidates) == 1 and not hinge):
         fallback = candidates[len(candidates) // 2]
         with warnings.catch_warnings():
@@ -145,11 +145,9 @@ def _choose(
                 margins = np.zeros((len(y), *found.shape[1:])) if margins is None else margins
                 margins[held] = found
         assert margins is not None
-        classes = np.unique(y)
-        guess = classes[(margins > 0).astype(int)] if margins.ndim == 1 else classes[margins.argmax(1)]
-        right = float(np.average(guess == y, weights=weights))
-        if best is None or right > best[0] + 1e-9:
-            best = (right, c, margins)
+        loss = _log_loss(margins, y, *_platt(margins, y))  # smoother than accuracy, which jumps by whole rows
+        if best is None or loss < best[0] - 1e-9:
+            best = (loss, c, margins)
     assert best is not None
     return best[1], best[2], y
 
@@ -159,18 +157,21 @@ def _platt(margins: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     from scipy.optimize import minimize
 
     ids = np.searchsorted(np.unique(y), y)
-
-    def loss(p: np.ndarray) -> float:
-        if margins.ndim == 1:
-            z = np.exp(p[0]) * margins + p[1]
-            return float(np.logaddexp(0, np.where(ids == 1, -z, z)).mean())
-        z = np.exp(p[0]) * margins
-        z = z - z.max(1, keepdims=True)
-        return float((np.log(np.exp(z).sum(1)) - z[np.arange(len(ids)), ids]).mean())
-
     start = np.array([1.0, 0.0]) if margins.ndim == 1 else np.array([1.0])
+    loss = lambda p: _log_loss(margins, ids, float(np.exp(p[0])), float(p[1]) if len(p) > 1 else 0.0)  # noqa: E731
     found = minimize(loss, start, method="Nelder-Mead", options={"maxiter": 200, "xatol": 1e-4, "fatol": 1e-7})
     return float(np.exp(np.clip(found.x[0], -5, 5))), float(found.x[1]) if margins.ndim == 1 else 0.0
+
+
+def _log_loss(margins: np.ndarray, y: np.ndarray, scale: float, shift: float) -> float:
+    """Mean log-loss of the labels under softmax (two classes: sigmoid) of scaled margins."""
+    ids = np.searchsorted(np.unique(y), y)
+    if margins.ndim == 1:
+        z = scale * margins + shift
+        return float(np.logaddexp(0, np.where(ids == 1, -z, z)).mean())
+    z = scale * margins
+    z = z - z.max(1, keepdims=True)
+    return float((np.log(np.exp(z).sum(1)) - z[np.arange(len(ids)), ids]).mean())
 
 
 def _ridge(

@@ -144,7 +144,7 @@ def _boost(
     for bag in range(config.bags):
         deadline = None if budget_s is None else began + budget_s * (bag + 1) / config.bags
         rounds = config.trees if checks is not None else min(config.trees, max(20, round(10 / config.lr)))
-        calls = [lgb.early_stopping(config.patience, verbose=False)] if checks is not None else []
+        calls: list[Callable[..., Any]] = [lgb.early_stopping(config.patience, verbose=False)] if checks is not None else []
         calls.append(_watch(deadline, progress, head.output, bag, rounds))
         params = {**shared, "seed": seed * 1009 + bag, "bagging_seed": seed * 1009 + bag, "feature_fraction_seed": seed * 1009 + bag}
         booster = lgb.train(params, data, rounds, valid_sets=[checks] if checks is not None else None, callbacks=calls)

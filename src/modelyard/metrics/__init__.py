@@ -148,7 +148,7 @@ _NEEDS = {"labels": "labels", "scores": "probabilities", "values": "numbers", "f
 
 
 def _chosen(kind: str, metrics: Sequence[str] | None) -> dict[str, Metric]:
-    if kind not in DEFAULTS:
+    if kind not in DEFAULTS and metrics is None:
         raise UsageError(f"there are no metrics for outputs of kind {kind!r}; expected one of {', '.join(DEFAULTS)}")
     chosen: dict[str, Metric] = {}
     problems: list[Problem] = []
@@ -183,7 +183,7 @@ def _known(
     kind: str, truth: np.ndarray | None, predicted: Predicted, weights: np.ndarray | None
 ) -> tuple[np.ndarray | None, Predicted, np.ndarray | None, int]:
     """Without the rows whose truth is unknown; and how many those were."""
-    if truth is None or kind == "cluster":
+    if truth is None or kind == "cluster" or truth.dtype == object:  # an outsider's kind knows its own unknowns
         return truth, predicted, weights, 0
     if kind == "category":
         known = truth >= 0

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,12 @@ class Network(nn.Module):
 
     def __init__(self, encoders: Mapping[str, nn.Module], fusion: nn.Module, heads: Sequence[Head]) -> None:
         super().__init__()
-        self.names = {name: module_name(name) for name in encoders}
+        self.names = module_names(encoders)
         self.encoders = nn.ModuleDict({self.names[name]: module for name, module in encoders.items()})
         self.fusion = fusion
-        self.keys = {h.key: module_name(h.output) for h in heads}
-        self.heads = nn.ModuleDict({module_name(h.output): fusion.head(h.size) for h in heads})  # type: ignore[operator]
+        safe = module_names([h.output for h in heads])
+        self.keys = {h.key: safe[h.output] for h in heads}
+        self.heads = nn.ModuleDict({safe[h.output]: fusion.head(h.size) for h in heads})  # type: ignore[operator]
 
     def embed(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Discrete parts made continuous, under the same names: where gradients for explaining and attacking are taken."""
@@ -158,7 +159,22 @@ def user_module(spec: Mapping[str, Any], trust_code: bool) -> nn.Module:
 def module_name(column: str) -> str:
     """A column's name as torch allows it for a module: without dots, and no attribute of a module dictionary."""
     name = column.replace(".", "·")
-    return f"{name}_" if not name or hasattr(nn.ModuleDict, name) or hasattr(nn.Module, name) or name == "training" else name
+    return f"{name}_" if not name or hasattr(TAKEN, name) else name
+
+
+TAKEN = nn.ModuleDict()
+"""Its attributes cannot be names of modules in it."""
+
+
+def module_names(columns: Iterable[str]) -> dict[str, str]:
+    """`module_name` of each column, made different where two columns would share one (`a.b` and `a·b`)."""
+    found: dict[str, str] = {}
+    for column in columns:
+        name = module_name(column)
+        while name in found.values():
+            name += "_"
+        found[column] = name
+    return found
 
 
 def _of(inputs: Mapping[str, torch.Tensor], column: str) -> dict[str, torch.Tensor]:

@@ -92,7 +92,7 @@ def _complaint(param: Param, value: Any) -> str:
         return f"expected {param.type}"
     if param.choices and value not in param.choices:
         return f"expected one of {', '.join(param.choices)}"
-    if param.type in ("int", "float"):
+    if isinstance(value, int | float) and param.type in ("int", "float"):
         low = -np.inf if param.low is None else param.low
         high = np.inf if param.high is None else param.high
         if not low <= value <= high:

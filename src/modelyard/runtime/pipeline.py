@@ -96,7 +96,8 @@ class Pipeline:
         self, frame: pl.DataFrame, side: str = "inputs", columns: Iterable[Column] | None = None
     ) -> tuple[pl.DataFrame, list[RowError]]:
         """Canonical columns and one `RowError` per bad value, missing ones included where a kind needs a value."""
-        checked, errors = {}, []
+        checked: dict[str, pl.Series] = {}
+        errors: list[RowError] = []
         for column in columns if columns is not None else getattr(self, side):
             clean, found = column.rules.check(frame[column.name].alias(column.name))
             errors += found
@@ -132,12 +133,13 @@ class Pipeline:
             arrays[f"{TABLE}.categories"] = np.concatenate(categories, axis=1).astype(np.int32, copy=False)
         return Encoded(arrays, contexts, frame.height)
 
-    def targets(self, frame: pl.DataFrame) -> dict[str, Array]:
-        """Arrays of checked targets by name (`churned.index`)."""
+    def targets(self, frame: pl.DataFrame, contexts: Mapping[str, Context]) -> dict[str, Array]:
+        """Arrays of checked targets by name (`churned.index`); an aligned one is encoded in the context of its input."""
         out: dict[str, Array] = {}
         for column in self.outputs:
             if column.name in frame.columns:
-                encoded = column.coder.encode(frame[column.name], column.state, {})
+                context = contexts.get(column.of, {}) if column.of else {}
+                encoded = column.coder.encode(frame[column.name], column.state, context)
                 out |= {f"{column.name}.{part}": array for part, array in encoded.items()}
         return out
 
@@ -160,7 +162,7 @@ class Pipeline:
         for column in self.inputs:
             parts = column.coder.parts(column.state)
             if column.rules.scalar:
-                n += sum(int(np.prod(p.shape or (1,))) for p in parts.values() if p.cardinality is None)  # type: ignore[arg-type]
+                n += sum(int(np.prod([s or 1 for s in p.shape])) for p in parts.values() if p.cardinality is None)
             else:
                 found[column.name] = parts
         table = {"numbers": Part((n,), "float32")} if n else {}

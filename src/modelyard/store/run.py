@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from modelyard.errors import ArtefactError
+from modelyard.store import atomic
 
 PACKAGES = ("modelyard", "numpy", "polars", "torch", "lightgbm", "scikit-learn", "onnxruntime", "tokenizers", "pillow")
 
@@ -74,11 +76,9 @@ class Run:
         return self.folder / "model"
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
-        """A JSON file, replaced in one step."""
-        path = self.folder / name
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(json.dumps(value, ensure_ascii=False, indent=1, default=str) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        """A JSON file, replaced in one step; NaN (an undefined metric) becomes null, since JSON has none."""
+        text = json.dumps(_finite(value), ensure_ascii=False, indent=1, default=str, allow_nan=False) + "\n"
+        atomic.replace_file(self.folder / name, text.encode("utf-8"))
 
     def read(self, name: str) -> dict[str, Any]:
         """A JSON file of this run; empty where it was never written."""
@@ -104,6 +104,14 @@ class Run:
             except ValueError:
                 continue
         return found
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def now() -> str:

@@ -309,8 +309,8 @@ def _target_kind(column: pl.Series, task: Task | None, guess: str) -> str:
 
 def _frame(config: DataConfig, task: str | None, before: Mapping[str, str] | None) -> dict[str, Any]:
     """The frame of the task; outputs whose tasks have different frames cannot share a model."""
-    named = list((before or {}).values()) or [task, *(_options(v).get("task") for v in (config.outputs or {}).values())]
-    tasks = [registry.load("tasks", n).TASK if before else task_named(n)[0] for n in named if n]
+    written = [task, *(_options(v).get("task") for v in (config.outputs or {}).values())]
+    tasks = [registry.load("tasks", n).TASK for n in before.values()] if before else [task_named(n)[0] for n in written if n]
     frames = {(t.frame, tuple(sorted(t.frame_config(config).items()))) for t in tasks} or {("rows", ())}
     if len(frames) > 1:
         raise Unsupported("outputs with different frames in one model: " + ", ".join(sorted(f for f, _ in frames)), "never")

@@ -14,6 +14,10 @@ from modelyard.runtime.answers import Graph
 from modelyard.runtime.pipeline import Pipeline
 
 
+AGAIN = ":again"
+"""Behind an output's name where an input has the same (a state that goes in and comes out): ONNX allows a name once."""
+
+
 def load(
     folder: Path, manifest: Mapping[str, Any], pipeline: Pipeline, arrays: dict[str, np.ndarray], options: Mapping[str, Any]
 ) -> dict[str, Graph]:
@@ -39,9 +43,10 @@ def session(source: Path | bytes, threads: int | None = None) -> Graph:
         raise ArtefactError(f"ONNX Runtime cannot load the graph: {str(error)[:300]}") from None
     wanted = [i.name for i in engine.get_inputs()]
     produced = [o.name for o in engine.get_outputs()]
+    names = [name.removesuffix(AGAIN) for name in produced]
 
     def graph(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         feed = {name: inputs[name] for name in wanted}
-        return dict(zip(produced, engine.run(produced, feed), strict=True))
+        return dict(zip(names, engine.run(produced, feed), strict=True))
 
     return graph

@@ -58,7 +58,7 @@ def graphs(network: torch.nn.Module, device: str = "cpu") -> dict[str, Graph]:
     import torch
 
     network.to(device).eval()
-    modules: dict[str, torch.nn.Module] = network.graphs() if hasattr(network, "graphs") else {"main": network}
+    modules: dict[str, torch.nn.Module] = network.graphs() if hasattr(network, "graphs") else {"main": network}  # type: ignore[operator]
 
     def graph_of(module: torch.nn.Module) -> Graph:
         def graph(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

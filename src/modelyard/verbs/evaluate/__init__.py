@@ -108,6 +108,7 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
     """The verb: judges `model` (or the latest run's) on the project's data with the model's own columns."""
     from pathlib import Path
 
+    from modelyard.data.source import open_source
     from modelyard.errors import GateFailed
     from modelyard.runtime.model import Model
     from modelyard.store.run import Run, model_folder
@@ -117,29 +118,32 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
     config: Config = project.section("evaluate")
     folder = model_folder(model, project.base / "runs")
     loaded = Model.load(folder, trust_code=options.trust_code)
-    data, base = _data(project, folder)
-    new = project.has("data") and model is not None
-    bound = bind(data, project.task, base, seed=_seed(loaded), like=loaded.pipeline, tasks=loaded.tasks, whole=new and not _splits(project))
-    splits = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height] or ["train"]
+    data, base, new = _data(project, folder, loaded)
+    source = None if data.env else open_source(data, base)
+    whole = new and not _splits(project)
+    bound = bind(data, project.task, base, seed=_seed(loaded), source=source, like=loaded.pipeline, tasks=loaded.tasks, whole=whole)
+    present = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height]
+    splits: list[str] = [*present] or ["train"]
     evaluation = judge(loaded, bound, splits, config.metrics, positive=config.positive)
     metrics = evaluation.metrics()
-    judged = metrics[splits[-1]]
+    last = list(metrics)[-1]
+    judged = metrics[last]
     results = gates(judged, config.gate)
     run_folder = folder.parent if (folder.parent / "run.json").is_file() else None
     if run_folder is not None and not new:
         Run(run_folder).write("metrics.json", metrics)
         Run(run_folder).update(gate=results)
-        write_report(run_folder, evaluation.splits)
+        write_report(run_folder, evaluation.splits, lang=options.lang or project.section("report").lang)
     child = None
     if config.threshold:
         from modelyard.verbs.evaluate._thresholds import tune
 
         child = str(tune(loaded, bound, config.threshold, Path(folder)))
     failed = {s: len(e) for s, e in evaluation.failed.items()}
-    found = Evaluated(str(folder), metrics, evaluation.baselines(), {s: bound.splits[s].height for s in splits}, failed, results, child)
+    found = Evaluated(str(folder), metrics, evaluation.baselines(), {s: bound.splits[s].height for s in splits if s in bound.splits}, failed, results, child)
     missed = [g for g in results if not g["passed"]]
     if missed:
-        details = [Problem(f"is {g['value']:.4g}, wanted {g['limit']}", f"{splits[-1]}.{g['metric']}") for g in missed]
+        details = [Problem(f"is {g['value']:.4g}, wanted {g['limit']}", f"{last}.{g['metric']}") for g in missed]
         raise GateFailed(f"{len(missed)} gate(s) missed", details, found)
     return found
 
@@ -155,22 +159,27 @@ def _seed(model: Any) -> int:
     return int(model.manifest.get("seed", 0))
 
 
-def _data(project: Any, folder: Any) -> tuple[Any, Any]:
-    """The data named now; else the data that the run was trained on."""
+def _data(project: Any, folder: Any, model: Any) -> tuple[Any, Any, bool]:
+    """(data, base, new): the data named now, unless it is what the model was trained on: then as it was split in training,
+    so that no row that trained can judge."""
     import json
     from pathlib import Path
 
     from modelyard import settings
-    from modelyard.data.source import DataConfig
+    from modelyard.data.source import DataConfig, open_source
 
-    if project.has("data"):
-        return project.data, project.base
     stored = folder.parent / "config.json"
     if not stored.is_file():
-        raise ConfigError(f"{folder} does not know its data; name some: modelyard evaluate {folder} data=FILE")
+        if not project.has("data"):
+            raise ConfigError(f"{folder} does not know its data; name some: modelyard evaluate {folder} data=FILE")
+        return project.data, project.base, True
+    if project.data.env or (project.has("data") and open_source(project.data, project.base).fingerprint != model.manifest["data"]["fingerprint"]):
+        return project.data, project.base, True
     config = json.loads(stored.read_text(encoding="utf-8"))
+    if '"<' in json.dumps(config["settings"]["data"]):
+        return project.data, project.base, False  # trained from a table in Python, which is at hand again
     problems: list[Problem] = []
     data = settings.parse(DataConfig, config["settings"]["data"], "data", problems)
     if problems:
         raise ConfigError("the stored data section cannot be read", problems)
-    return data, Path(config.get("base", "."))
+    return data, Path(config.get("base", ".")), False

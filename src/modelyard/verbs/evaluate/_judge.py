@@ -100,7 +100,7 @@ def _output(
     if column.kind not in scoring.DEFAULTS:
         return entry
     entry["pictures"] = picture_data(column.kind, is_true, found, labels=labels, seed=seed)
-    if supervised:
+    if is_true is not None:
         past = column.rules.evidence(bound.splits["train"][column.name], column.coder, column.state)
         guess = scoring.baseline(column.kind, past, truth.height, labels=labels)
         entry["baseline"] = scoring.evaluate_output(column.kind, is_true, guess, names, **options)

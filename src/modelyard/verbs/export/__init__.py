@@ -63,7 +63,8 @@ def export(folder: Path, form: str = "onnx", *, trust_code: bool = False) -> Exp
             number += 1
         target = again
     kept = {k: v for k, v in model.manifest.items() if k not in ("format", "files")}
-    leave = ("model.safetensors",)
+    numpy = model.manifest["model"]["backend"] == "numpy"
+    leave = ("model.safetensors", "arrays.safetensors") if numpy else ("model.safetensors",)
     graphs: dict[str, str] = {}
 
     def fill(aside: Path) -> None:
@@ -78,8 +79,6 @@ def export(folder: Path, form: str = "onnx", *, trust_code: bool = False) -> Exp
 
     parent = {"version": model.version, "relation": f"export {form}"}
     manifest = {**kept, "parents": [*kept.get("parents", []), parent]}
-    if model.manifest["model"]["backend"] == "numpy":
-        leave = ("model.safetensors", "arrays.safetensors")
     store.write(target, manifest, fill)
     try:
         found = _prove(target)

@@ -13,6 +13,7 @@ import numpy as np
 
 from modelyard import registry
 from modelyard.errors import ArtefactError, MissingExtra, Unsupported
+from modelyard.runtime.backends.onnx import AGAIN
 from modelyard.runtime.model import Model
 from modelyard.store.state import read_arrays, restore
 
@@ -111,7 +112,8 @@ def export_module(module: torch.nn.Module, inputs: Mapping[str, np.ndarray], rag
             out = self.inner(dict(zip(names, values, strict=True)))
             return tuple(out[k] for k in produced)
 
-    batch, length = torch.export.Dim("batch", min=1, max=2**20), {}
+    batch = torch.export.Dim("batch", min=1, max=2**20)
+    length: dict[str, Any] = {}
     shapes = []
     for n in names:
         axes: dict[int, Any] = {0: batch}
@@ -124,7 +126,7 @@ def export_module(module: torch.nn.Module, inputs: Mapping[str, np.ndarray], rag
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 Positional().eval(), tuple(tensors), None, dynamo=True, opset_version=OPSET, verbose=False,
-                input_names=names, output_names=produced, dynamic_shapes={"values": tuple(shapes)}, optimize=True,
+                input_names=names, output_names=[f"{p}{AGAIN}" if p in names else p for p in produced], dynamic_shapes={"values": tuple(shapes)}, optimize=True,
             )  # fmt: skip
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "onnxscript", "train") from None

@@ -2,26 +2,39 @@
 
     modelyard serve runs/churn-0001
     modelyard serve runs/churn-0001/exports/onnx serve.port=8080
+
+From Python, beside a notebook or in a test:
+
+    with modelyard.serve("runs/churn-0001") as server:
+        print(server.url, server.curl)
 """
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import signal
 import socket
 import threading
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from modelyard.errors import UsageError
+from modelyard.errors import MachineError, Problem, UsageError
 from modelyard.settings import Between
+
+if TYPE_CHECKING:
+    from modelyard.runtime.model import Model
 
 __all__ = ["Config", "Server", "serve"]
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PORT = 8000
+NEXT = 100
+"""How many ports after `PORT` are tried when none was asked for."""
+DRAIN = 10
+"""Seconds that requests in flight get when the server is told to stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +47,9 @@ class Config:
     """Address to listen on; anything but this machine needs a token."""
     port: Annotated[int, Between(0, 65535)] | None = None
     """Port; without it 8000 or the next free one. 0 takes any free one."""
-    token: str | None = None
+    name: str | None = None
+    """Name in the addresses; without it the model's own."""
+    token: str | None = field(default=None, repr=False)
     """Bearer token that requests must carry, best as ${env:NAME}."""
     limit: Annotated[int, Between(1024)] = 64 * 2**20
     """Largest body in bytes, counted after decompression."""
@@ -45,81 +60,144 @@ class Config:
 
 
 class Server:
-    """A running server: `with serve(model) as s: s.url`."""
+    """A model behind a bound socket: `with serve(model) as s: s.url`.
 
-    def __init__(self, folder: str | Path, config: Config, trust_code: bool = False) -> None:
+    Making one loads the model, replays its stored examples (`ParityError` where an answer differs) and binds the port;
+    connections are answered inside `with` (a thread) or in `forever` (this thread).
+    """
+
+    def __init__(self, model: Model | str | Path, config: Config, trust_code: bool = False) -> None:
         from modelyard.runtime.model import Model
         from modelyard.verbs.serve.app import Service
 
-        if config.host not in LOOPBACK and not config.token:
-            raise UsageError(f"serve.host={config.host} is open to others: set serve.token=${{env:NAME}} (or leave the host at 127.0.0.1)")
-        self.model = Model.load(folder, config.backend, trust_code=trust_code)
+        if not is_loopback(config.host) and not config.token:
+            raise UsageError(
+                f"serve.host={config.host} is open to others, so requests must carry a token",
+                [Problem("no token is set", "serve.token", "Write serve.token=${env:NAME}, or leave serve.host at 127.0.0.1.")],
+            )
+        if config.name is not None and (not config.name.isprintable() or not config.name or "/" in config.name):
+            raise UsageError(f"serve.name={config.name!r} cannot stand in an address; use letters, digits and - _ . without /")
+        self.model = model if isinstance(model, Model) else Model.load(model, config.backend, trust_code=trust_code)
         self.parity = self.model.replay()
-        self.socket = listen(config.host, config.port)
+        self.service = Service(self.model, config.name, config.token, config.limit, Path(config.log) if config.log else None)
+        try:
+            self.socket = listen(config.host, config.port)
+        except UsageError:
+            self.service.close()
+            raise
         host = f"[{config.host}]" if ":" in config.host else config.host
-        self.url = f"http://{host}:{self.socket.getsockname()[1]}"
-        self.service = Service(self.model, config.token, config.limit, Path(config.log) if config.log else None)
+        self.port: int = self.socket.getsockname()[1]
+        self.url = f"http://{host}:{self.port}"
 
     @property
     def curl(self) -> str:
-        """A line for a shell that predicts the first stored example."""
-        from urllib.parse import quote
+        """Lines for a shell that predict the first stored example; a long row is fed by a here-document, not an argument."""
+        from modelyard.verbs.serve.page import curl
 
-        body = json.dumps({"instances": self.model.examples[:1]}, ensure_ascii=False).replace("'", "'\\''")
-        return f"curl -s {self.url}/v1/models/{quote(self.model.name)}:predict -H 'Content-Type: application/json' -d '{body}'"
+        body = json.dumps({"instances": self.model.examples[:1]}, ensure_ascii=False)
+        return curl(self.url + self.service.path, body, self.service.token is not None)
 
     def engine(self) -> Any:
-        """The uvicorn server."""
+        """The uvicorn server; it stops accepting, answers what is in flight, and ends."""
         import uvicorn
 
-        config = uvicorn.Config(
-            self.service.app(), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=10,
+        service = self.service
+
+        class Engine(uvicorn.Server):
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                service.ready = False
+                await super().shutdown(sockets)
+
+        return Engine(uvicorn.Config(
+            service.app(), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=DRAIN,
             timeout_keep_alive=30, h11_max_incomplete_event_size=64 * 1024, server_header=False, ws="none",
-        )  # fmt: skip
-        return uvicorn.Server(config)
+        ))  # fmt: skip
 
     def __enter__(self) -> Server:
         self._engine = self.engine()
-        self._engine.install_signal_handlers = lambda: None
-        self.thread = threading.Thread(target=self._engine.run, kwargs={"sockets": [self.socket]}, daemon=True)
+        self.thread = threading.Thread(target=self._engine.run, kwargs={"sockets": [self.socket]}, daemon=True, name="serve")
         self.thread.start()
-        while not self._engine.started and self.thread.is_alive():
-            threading.Event().wait(0.005)
+        while not self._engine.started:
+            if not self.thread.is_alive():
+                self.close()
+                raise MachineError("the server ended before it answered; its message is on stderr")
+            time.sleep(0.002)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._engine.should_exit = True
-        self.thread.join(15)
+        self.thread.join(DRAIN + 5)
+        self.close()
+
+    def close(self) -> None:
+        """Frees the port, the threads and the log."""
         self.socket.close()
+        self.service.close()
 
-    def forever(self) -> None:
-        """Answer until SIGTERM or Ctrl-C; requests in flight are answered first."""
+    def forever(self, ready: Any = None) -> None:
+        """Answer until SIGTERM or Ctrl-C; requests in flight are answered first. `ready()` is called once signals are heeded."""
         engine = self.engine()
-        engine.run(sockets=[self.socket])
+        # uvicorn raises a caught signal again when it has drained: with the default handler that would kill the process
+        before = {number: signal.signal(number, engine.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            if ready is not None:
+                ready()
+            engine.run(sockets=[self.socket])
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self.close()
 
 
-def serve(model: str | Path, **settings: Any) -> Server:
-    """A server for a model folder, started by `with`. `settings` are those of the section `serve`; port 0 takes a free one."""
-    return Server(model, Config(**{"port": 0, **settings}))
+def serve(model: Any = None, settings: Mapping[str, Any] | None = None, *, trust_code: bool = False, **keys: Any) -> Server:
+    """A server for a model (loaded, or a model folder, run folder or run's name), started by `with`.
+
+    Keywords are those of the section `serve`; unless `port` is given a free one is taken.
+    Raises `UsageError` with every wrong setting.
+    """
+    from modelyard import settings as reader
+    from modelyard.store.run import model_folder
+
+    problems: list[Problem] = []
+    config = reader.parse(Config, {"port": 0, **(settings or {}), **keys}, "serve", problems)
+    if config is None:
+        raise UsageError(f"{len(problems)} setting(s) of serve are wrong", problems)
+    if isinstance(model, str | Path) or model is None:
+        model = model_folder(model, Path("runs"))
+    return Server(model, config, trust_code)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    from ipaddress import ip_address
+
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def listen(host: str, port: int | None) -> socket.socket:
-    """A bound socket; without a port 8000 or one of the next 100 that is free."""
+    """A bound socket; without a port 8000 or one of the next 99 that is free."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for candidate in [port] if port is not None else range(PORT, PORT + 100):
+    for candidate in [port] if port is not None else range(PORT, PORT + NEXT):
         found = socket.socket(family, socket.SOCK_STREAM)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             found.bind((host, candidate))
             found.listen(1024)
-            found.set_inheritable(True)
             return found
         except OSError as error:
             found.close()
-            if port is not None:
-                raise UsageError(f"serve.port={port}: {os.strerror(error.errno or 0)}; choose another, or leave it out") from None
-    raise UsageError(f"no free port from {PORT} to {PORT + 99}; name one with serve.port=N")
+            if port is None and error.errno in (errno.EADDRINUSE, errno.EACCES):
+                continue
+            raise UsageError(
+                f"serve cannot listen at {host}:{candidate}: {error.strerror or error}; choose another serve.port, or leave it out"
+            ) from None
+    raise UsageError(f"no free port from {PORT} to {PORT + NEXT - 1}; name one with serve.port=N")
 
 
 def run(project: Any, *, model: str | None = None, options: Any) -> None:
@@ -128,15 +206,20 @@ def run(project: Any, *, model: str | None = None, options: Any) -> None:
 
     config: Config = project.section("serve")
     server = Server(model_folder(model, project.base / "runs"), config, options.trust_code)
-    ready = {"url": server.url, "ready": True, "model": server.model.name, "version": server.model.version}
+    if config.port is None and server.port != PORT:
+        options.notice(f"port {PORT} is taken; serving at {server.port}")
+    server.forever(lambda: announce(server, options))
+
+
+def announce(server: Server, options: Any) -> None:
+    """One JSON object, or a few lines for people."""
+    service = server.service
     if options.emit is not None:
-        options.emit(ready)
-    else:
-        # a line cut in the middle would not run: where the example is long (pixels), the page gives it
-        line = server.curl if len(server.curl) <= 2000 else "its page gives the request as curl, Python and JavaScript"
-        print(f"{server.model.name} {server.model.version} is served at {server.url} (Ctrl-C stops)\n\n{line}\n", flush=True)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        server.forever()
-    except KeyboardInterrupt:
+        options.emit({"url": server.url, "ready": True, "model": service.name, "version": server.model.version})
         return
+    curl = server.curl if len(server.curl) <= 2000 else "(the row is long; the page has the curl lines)"
+    print(
+        f"{service.name} {server.model.version} is served; {server.parity.rows} stored examples are answered as before.\n\n"
+        f"  page     {server.url}/\n  predict  {server.url}{service.path}\n  stop     Ctrl-C\n\n{curl}\n",
+        flush=True,
+    )

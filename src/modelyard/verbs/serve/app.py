@@ -7,12 +7,16 @@ import hmac
 import json
 import re
 import secrets
+import sys
+import threading
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
@@ -20,18 +24,20 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from modelyard.errors import ModelyardError
+from modelyard.errors import MachineError, ModelyardError, UsageError
+from modelyard.options import clean
 from modelyard.runtime.model import Model
 from modelyard.verbs.serve import openapi, page
-from modelyard.verbs.serve.body import SIZE, Refused, Request, parse, unpack
+from modelyard.verbs.serve.body import SIGNATURE, SIZE, Refused, check_type, parse, unpack
 from modelyard.verbs.serve.telemetry import Telemetry
 
 WORKERS = 2
-"""Threads that predict; the event loop stays free for health checks."""
+"""Threads that read bodies and predict; the event loop stays free for health checks."""
 
-REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
+REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
-POLICY = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data: blob:; form-action 'none'; base-uri 'none'"
+POLICY = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data: blob:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 
 Handler = Callable[[HttpRequest], Awaitable[Response]]
 
@@ -39,19 +45,32 @@ Handler = Callable[[HttpRequest], Awaitable[Response]]
 class Service:
     """One model behind HTTP."""
 
-    def __init__(self, model: Model, token: str | None = None, limit: int = SIZE, log: Path | None = None) -> None:
-        self.model, self.limit = model, limit
+    def __init__(self, model: Model, name: str | None = None, token: str | None = None, limit: int = SIZE, log: Path | None = None) -> None:
+        self.model, self.limit, self.name = model, limit, name or model.name
+        self.path = f"/v1/models/{quote(self.name, safe='')}:predict"
         self.token = sha256(token.encode("utf-8")).digest() if token else None
-        self.telemetry = Telemetry(model.name, model.version)
+        self.outputs = {f.name for f in model.signature.outputs}
+        self.telemetry = Telemetry(self.name, model.version)
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="predict")
-        self.log = log.open("a", encoding="utf-8") if log else None
+        self.lock = threading.Lock()
         self.ready = True
+        try:
+            self.log = log.open("a", encoding="utf-8") if log else None
+        except OSError as error:
+            raise UsageError(f"serve.log={log} cannot be written: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Ends the threads and the log."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        if self.log is not None:
+            self.log.close()
 
     def app(self) -> Starlette:
         """The ASGI application."""
         name = r"{name:str}"
         routes = [
             self._route("/", "page", self.try_it, public=True),
+            self._route("/page.json", "page", self.page_data),
             self._route("/static/{file:str}", "static", self.static, public=True),
             self._route("/healthz", "health", self.live, public=True),
             self._route("/v2/health/live", "health", self.live, public=True),
@@ -59,37 +78,46 @@ class Service:
             self._route("/metrics", "metrics", self.metrics),
             self._route("/openapi.json", "openapi", self.description),
             self._route("/v1/models", "models", self.models),
-            self._route(f"/v1/models/{name}:predict", "predict", self.predict, "POST"),
             self._route(f"/v1/models/{name}/versions/{{version:str}}:predict", "predict", self.predict, "POST"),
-            # without these a GET would reach the status route and be told that no model `NAME:predict` exists
-            self._route(f"/v1/models/{name}:predict", "predict", self._post_only),
-            self._route(f"/v1/models/{name}/versions/{{version:str}}:predict", "predict", self._post_only),
-            self._route(f"/v1/models/{name}/metadata", "metadata", self.metadata),
+            self._route(f"/v1/models/{name}/versions/{{version:str}}/metadata", "metadata", self.metadata),
             self._route(f"/v1/models/{name}/versions/{{version:str}}", "status", self.status),
+            self._route(f"/v1/models/{name}:predict", "predict", self.predict, "POST"),
+            self._route(f"/v1/models/{name}/metadata", "metadata", self.metadata),
             self._route(f"/v1/models/{name}", "status", self.status),
         ]
         return Starlette(routes=routes, exception_handlers={404: self._missing, 405: self._method})
 
     def _route(self, path: str, label: str, handler: Handler, method: str = "GET", public: bool = False) -> Route:
+        allowed = ("GET", "HEAD") if method == "GET" else (method,)
+
         async def call(request: HttpRequest) -> Response:
             began = time.perf_counter()
+            given = request.headers.get("x-request-id", "")
+            request.state.id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
             try:
+                if request.method not in allowed:
+                    raise Refused(405, f"{request.method} is not taken here; use {method}")
                 if not public:
                     self._authorise(request)
                 response = await handler(request)
             except Refused as refused:
                 response = _error(refused.status, refused.message)
+                if refused.status == 405:
+                    response.headers["Allow"] = ", ".join(allowed)
             except ClientDisconnect:
                 response = _error(400, "the client went away")
+            except MachineError as error:
+                response = _error(503, error.message)
             except ModelyardError as error:
                 response = _error(400, error.message)
             except Exception as error:
-                response = _error(500, f"this is a bug in Modelyard ({type(error).__name__})")
+                print(f"request {request.state.id} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+                response = _error(500, f"this is a bug in Modelyard ({type(error).__name__}); the server's stderr says more")
             self.telemetry.request(label, response.status_code, time.perf_counter() - began)
-            self._stamp(request, response)
+            self._stamp(request.state.id, response)
             return response
 
-        return Route(path, call, methods=[method])
+        return Route(path, call, methods=METHODS)
 
     def _authorise(self, request: HttpRequest) -> None:
         if self.token is None:
@@ -98,41 +126,39 @@ class Service:
         if kind.lower() != "bearer" or not hmac.compare_digest(sha256(given.strip().encode("utf-8")).digest(), self.token):
             raise Refused(401, "a bearer token is needed: Authorization: Bearer TOKEN")
 
-    def _stamp(self, request: HttpRequest, response: Response) -> None:
-        given = request.headers.get("x-request-id", "")
-        response.headers["Modelyard-Request-Id"] = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        response.headers["Modelyard-Model"] = _ascii(self.model.name)
+    def _stamp(self, request_id: str, response: Response) -> None:
+        response.headers["Modelyard-Request-Id"] = request_id
+        response.headers["Modelyard-Model"] = _ascii(self.name)
         response.headers["Modelyard-Version"] = self.model.version
         response.headers["X-Content-Type-Options"] = "nosniff"
 
     async def _missing(self, request: HttpRequest, error: Exception) -> Response:
-        self.telemetry.request("unknown", 404, 0.0)
-        return _error(404, f"no such route; predict is POST /v1/models/{self.model.name}:predict")
+        return self._unknown(404, f"no such route; predict is POST {self.path}")
 
     async def _method(self, request: HttpRequest, error: Exception) -> Response:
-        self.telemetry.request("unknown", 405, 0.0)
-        return _error(405, "that route does not take this method")
+        return self._unknown(405, "that route does not take this method")
 
-    async def _post_only(self, request: HttpRequest) -> Response:
-        raise Refused(405, "predict takes POST")
+    def _unknown(self, code: int, message: str) -> Response:
+        self.telemetry.request("unknown", code, 0.0)
+        response = _error(code, message)
+        self._stamp(secrets.token_hex(8), response)
+        return response
 
     def _named(self, request: HttpRequest) -> None:
         name, version = request.path_params["name"], request.path_params.get("version")
-        if name != self.model.name:
-            raise Refused(404, f"no model {name[:80]!r} is served here; there is {self.model.name!r}")
+        if name != self.name:
+            raise Refused(404, f"no model {name[:80]!r} is served here; there is {self.name!r}")
         if version not in (None, "1", self.model.version):
             raise Refused(404, f"no version {version[:40]!r} is served here; there is {self.model.version}")
 
     async def predict(self, request: HttpRequest) -> Response:
         """TensorFlow Serving's row and column forms; a failed row is `{"error": {…}}` in its place."""
         self._named(request)
-        if not self.ready:
-            raise Refused(503, "the server is shutting down")
-        asked = parse(unpack(await self._body(request), request.headers.get("content-encoding", "").lower(), self.limit))
+        check_type(request.headers.get("content-type", ""))
+        raw = await self._body(request)
+        encoding = request.headers.get("content-encoding", "").strip().lower()
         loop = asyncio.get_running_loop()
-        text, failures = await loop.run_in_executor(self.pool, self._answer, asked)
-        if failures and asked.strict:
-            raise Refused(400, failures)
+        text = await loop.run_in_executor(self.pool, self._answer, raw, encoding, request.state.id)
         return Response(text, media_type="application/json")
 
     async def _body(self, request: HttpRequest) -> bytes:
@@ -144,40 +170,54 @@ class Service:
             pieces.append(piece)
         return b"".join(pieces)
 
-    def _answer(self, asked: Request) -> tuple[bytes, str]:
+    def _answer(self, raw: bytes, encoding: str, request_id: str) -> bytes:
+        """The JSON answer to a body; runs in a thread."""
         began = time.perf_counter()
-        if not asked.rows:
-            answers: list[dict[str, Any]] = []
-        else:
-            found = self.model.predict(asked.rows, asked.params, asked.seed)
-            answers = found.to_json()
-        bad = [(i, a["error"]) for i, a in enumerate(answers) if isinstance(a.get("error"), dict)]
+        asked = parse(unpack(raw, encoding, self.limit))
+        answers = self.model.predict(asked.rows, asked.params, asked.seed).to_json() if asked.rows else []
+        bad = [] if "error" in self.outputs else [(i, a["error"]) for i, a in enumerate(answers) if "error" in a]
         self.telemetry.answered(len(answers), len(bad))
         if self.log is not None:
-            entry = {"time": time.time(), "version": self.model.version, "seconds": time.perf_counter() - began, "rows": asked.rows, "answers": answers}
-            self.log.write(json.dumps(entry, ensure_ascii=True) + "\n")
-            self.log.flush()
-        plain = {f.name for f in self.model.signature.outputs}
-        shown = [next(iter(a.values())) if len(plain) == 1 and set(a) == plain else a for a in answers]
-        body: dict[str, Any] = {"outputs": shown} if asked.columnar else {"predictions": shown}
-        sentence = "; ".join(f"row {i}: {e['column']} {e['reason']}" for i, e in bad[:5])
-        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode("utf-8"), sentence
+            seconds = time.perf_counter() - began
+            entry = {"time": time.time(), "request": request_id, "version": self.model.version, "seconds": seconds}
+            line = _dumps({**entry, "rows": asked.rows, "answers": answers}, ascii_only=True)
+            with self.lock:
+                self.log.write(line + "\n")
+                self.log.flush()
+        if bad and asked.strict:
+            more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+            raise Refused(400, "; ".join(f"row {i}: {e['column']} {e['reason']}" for i, e in bad[:5]) + more)
+        body = {"outputs": self._columns(answers)} if asked.columnar else {"predictions": self._plain(answers)}
+        return _dumps(body).encode("utf-8")
+
+    def _plain(self, answers: list[dict[str, Any]]) -> list[Any]:
+        """Bare values where the model has one output and nothing beside it, as in TensorFlow Serving."""
+        if len(self.outputs) != 1:
+            return answers
+        return [next(iter(a.values())) if set(a) == self.outputs else a for a in answers]
+
+    def _columns(self, answers: list[dict[str, Any]]) -> Any:
+        """A list for one column of answers, else an object of columns; a failed row is its error in each of them."""
+        failed = set() if "error" in self.outputs else {i for i, a in enumerate(answers) if "error" in a}
+        names = list(dict.fromkeys(key for i, a in enumerate(answers) if i not in failed for key in a)) or sorted(self.outputs)
+        columns = {name: [a if i in failed else a.get(name) for i, a in enumerate(answers)] for name in names}
+        return columns[names[0]] if len(names) == 1 and len(self.outputs) == 1 else columns
 
     async def models(self, request: HttpRequest) -> Response:
         """The models served here."""
-        entry = {"id": self.model.name, "object": "model", "owned_by": "modelyard", "version": self.model.version}
+        entry = {"id": self.name, "object": "model", "owned_by": "modelyard", "version": self.model.version}
         return JSONResponse({"object": "list", "data": [entry], "models": [entry]})
 
     async def status(self, request: HttpRequest) -> Response:
         """TensorFlow Serving's status of a model, with OpenAI's keys beside it."""
         self._named(request)
         state = {"version": self.model.version, "state": "AVAILABLE" if self.ready else "UNLOADING", "status": {"error_code": "OK", "error_message": ""}}
-        return JSONResponse({"model_version_status": [state], "id": self.model.name, "object": "model", "owned_by": "modelyard"})
+        return JSONResponse({"model_version_status": [state], "id": self.name, "object": "model", "owned_by": "modelyard"})
 
     async def metadata(self, request: HttpRequest) -> Response:
         """The signature."""
         self._named(request)
-        spec = {"name": self.model.name, "signature_name": "serving_default", "version": self.model.version}
+        spec = {"name": self.name, "signature_name": SIGNATURE, "version": self.model.version}
         return JSONResponse({"model_spec": spec, "metadata": {"signature_def": self.model.signature.to_json()}, "backend": self.model.backend})
 
     async def live(self, request: HttpRequest) -> Response:
@@ -194,13 +234,18 @@ class Service:
 
     async def description(self, request: HttpRequest) -> Response:
         """OpenAPI."""
-        return JSONResponse(openapi.document(self.model))
+        return JSONResponse(openapi.document(self.model, self.name, self.token is not None))
 
     async def try_it(self, request: HttpRequest) -> Response:
-        """The page."""
-        response = Response(page.html(self.model), media_type="text/html; charset=utf-8")
+        """The page; where a token is needed its data comes by `/page.json`, since examples are rows of real data."""
+        data = None if self.token else page.data(self.model, self.name)
+        response = Response(page.html(self.name, data), media_type="text/html; charset=utf-8")
         response.headers["Content-Security-Policy"] = POLICY
         return response
+
+    async def page_data(self, request: HttpRequest) -> Response:
+        """Signature and examples for the page."""
+        return JSONResponse(page.data(self.model, self.name))
 
     async def static(self, request: HttpRequest) -> Response:
         """The page's script and style."""
@@ -217,7 +262,13 @@ def _error(status: int, message: str) -> Response:
     return response
 
 
-def _ascii(text: str) -> str:
-    from urllib.parse import quote
+def _dumps(value: Any, ascii_only: bool = False) -> str:
+    """Strict JSON; NaN and infinity, which only a copied input or a broken model holds, become null."""
+    try:
+        return json.dumps(value, ensure_ascii=ascii_only, allow_nan=False)
+    except ValueError:
+        return json.dumps(clean(value), ensure_ascii=ascii_only, allow_nan=False)
 
+
+def _ascii(text: str) -> str:
     return quote(text, safe=" -_.~")

@@ -11,6 +11,12 @@ from typing import Any
 SIZE = 64 * 2**20
 DEPTH = 100
 ROWS = 100_000
+SIGNATURE = "serving_default"
+JSON_TYPE = re.compile(r"application/[\w.+-]+\+json")
+HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""A surrogate written as an escape; only then is the body searched for half a pair."""
+TOKENS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|([\[{])|([\]}])', re.DOTALL)
+"""A string (also one that never ends) or a bracket. Possessive, so that the scan is linear in hostile bodies too."""
 
 
 class Refused(Exception):
@@ -43,14 +49,28 @@ def unpack(raw: bytes, encoding: str, limit: int = SIZE) -> bytes:
         raise Refused(415, f"Content-Encoding {encoding!r} is not read; send gzip, deflate or nothing")
     engine = zlib.decompressobj(47 if "gzip" in encoding else 15)
     try:
-        out = engine.decompress(raw, limit + 1)
+        out = engine.decompress(raw, limit + 1)  # stops there: 64 MiB of zeros come as 65 kB
     except zlib.error:
         raise Refused(400, f"the body is not {encoding}") from None
     if len(out) > limit:
         raise Refused(413, f"the body unpacks to more than {limit} bytes")
-    if not engine.eof:
-        raise Refused(400, f"the {encoding} body is cut short")
+    if not engine.eof or engine.unused_data:
+        raise Refused(400, f"the {encoding} body is cut short or followed by other bytes; send one stream")
     return out
+
+
+def check_type(content_type: str) -> None:
+    """Raises `Refused` unless a body of this type may hold JSON.
+
+    None, and curl's own default for `-d`, are taken as JSON: TensorFlow Serving's documented calls name no type.
+    """
+    kind, _, rest = content_type.lower().partition(";")
+    kind = kind.strip()
+    if kind not in ("", "application/json", "application/x-www-form-urlencoded") and not JSON_TYPE.fullmatch(kind):
+        raise Refused(415, f"Content-Type {kind[:80]!r} is not read; send application/json")
+    charset = re.search(r"charset\s*=\s*\"?([\w.:-]+)", rest)
+    if charset and charset[1] not in ("utf-8", "utf8", "us-ascii"):
+        raise Refused(415, f"charset {charset[1][:40]!r} is not read; send UTF-8")
 
 
 def parse(raw: bytes) -> Request:
@@ -65,6 +85,8 @@ def parse(raw: bytes) -> Request:
         body = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"the body is not JSON: {str(error)[:120]}") from None
+    if HALF.search(text):
+        _whole(body)
     if not isinstance(body, dict):
         raise Refused(400, 'the body must be an object such as {"instances": [{…}]}')
     known = {"instances", "inputs", "signature_name", "params", "seed", "strict"}
@@ -77,6 +99,9 @@ def parse(raw: bytes) -> Request:
         raise Refused(400, "params must be an object")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
         raise Refused(400, "seed must be a whole number from 0")
+    signature = body.get("signature_name")
+    if signature not in (None, "", SIGNATURE):
+        raise Refused(400, f"unknown signature_name {str(signature)[:80]!r}; there is {SIGNATURE!r}")
     if not isinstance(strict, bool):
         raise Refused(400, "strict must be true or false")
     if "instances" in body:
@@ -108,15 +133,25 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _whole(body: Any) -> None:
+    """Refuses half of a surrogate pair: no UTF-8 text can hold it, so neither a model nor an answer could."""
+    try:
+        json.dumps(body, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise Refused(400, "a text holds half of a surrogate pair (\\ud800 to \\udfff), which is no character") from None
+
+
 def _depth(text: str) -> int:
     """Nesting of brackets outside strings, found before a parser recurses into it."""
+    if text.count("[") + text.count("{") <= DEPTH:  # nearly every request of a few rows
+        return 0
     deepest = depth = 0
-    for bracket in re.findall(r'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])', text):
-        if bracket[0]:
+    for token in TOKENS.finditer(text):
+        if token.lastindex == 1:
             depth += 1
             deepest = max(deepest, depth)
             if deepest > DEPTH:
                 return deepest
-        elif bracket[1]:
+        elif token.lastindex == 2:
             depth -= 1
     return deepest

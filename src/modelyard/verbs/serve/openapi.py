@@ -1,105 +1,158 @@
-"""OpenAPI 3.1 of a served model, made from its signature."""
+"""OpenAPI 3.1 of a served model, made from its signature: what a client may send, and what comes back."""
 
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 from modelyard.runtime.answers import Field, Param
 from modelyard.runtime.model import Model
+from modelyard.verbs.serve.body import ROWS, SIGNATURE
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "number": {"type": ["number", "null"]},
-    "category": {"type": ["string", "number", "boolean", "null"]},
-    "label-set": {"type": ["array", "null"], "items": {"type": "string"}},
+Schema = dict[str, Any]
+
+SHAPES: dict[str, Schema] = {
+    "number": {"type": ["number", "string", "boolean", "null"], "description": "a finite number; null is missing"},
+    "category": {"type": ["string", "number", "boolean", "null"], "description": "a label; null is missing, others count as unseen"},
+    "label-set": {"type": ["array", "string", "null"], "items": {"type": ["string", "number", "boolean"]}},
     "text": {"type": ["string", "null"]},
-    "image": {"type": "string", "description": "base64 of a PNG or JPEG file, or a data URL"},
-    "timestamp": {"type": ["string", "null"], "description": "ISO 8601"},
+    "image": {"type": ["string", "array"], "description": "base64 of a PNG or JPEG file, a data URL, or pixels 0 to 255 by row"},
+    "timestamp": {"type": ["string", "number", "null"], "description": "ISO 8601, or seconds since 1970"},
+    "cluster": {"type": ["integer", "null"]},
+}
+ANSWERS: dict[str, Schema] = {
+    "number": {"type": ["number", "null"]},
+    "category": {"type": ["string", "null"]},
+    "label-set": {"type": ["array", "null"], "items": {"type": "string"}},
+    "timestamp": {"type": ["string", "null"]},
     "cluster": {"type": ["integer", "null"]},
 }
 TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
+TEXT = {"type": "string"}
+ROW_ERROR: Schema = {
+    "type": "object", "required": ["error"], "additionalProperties": False,
+    "properties": {"error": {"type": "object", "required": ["column", "reason"], "properties": {"column": TEXT, "reason": TEXT, "value": {}}}},
+}  # fmt: skip
 
 
-def document(model: Model, url: str = "/") -> dict[str, Any]:
+def document(model: Model, name: str, token: bool = False) -> Schema:
     """The description that `/openapi.json` answers."""
-    signature = model.signature
-    row: dict[str, Any] = {
-        "type": "object",
-        "properties": {f.name: _field(f) for f in signature.inputs},
-        "required": [f.name for f in signature.inputs if f.required],
+    path = f"/v1/models/{quote(name, safe='')}"
+    version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string", "examples": [model.version, "1"]}}
+    found = {
+        f"{path}:predict": {"post": _predict(model, "predict")},
+        f"{path}/versions/{{version}}:predict": {"parameters": [version], "post": _predict(model, "predictVersion")},
+        path: _get("Status of the model", "status"),
+        f"{path}/metadata": _get("Signature of the model", "metadata"),
+        "/v1/models": _get("The models served here", "models"),
+        "/v2/health/live": _get("Whether the process lives", "live", public=True),
+        "/v2/health/ready": _get("Whether requests are answered", "ready", public=True),
+        "/healthz": _get("Whether the process lives", "healthz", public=True),
+        "/metrics": _get("Prometheus metrics", "metrics", "text/plain"),
     }
-    if len(signature.inputs) == 1:  # a bare value stands for the only column
-        row = {"anyOf": [row, _field(signature.inputs[0])]}
-    answer: dict[str, Any] = {"type": "object", "properties": {k: v for f in signature.outputs for k, v in _answer(f).items()}}
-    shapes = [{"$ref": "#/components/schemas/Answer"}, {"$ref": "#/components/schemas/Failure"}]
-    if len(signature.outputs) == 1:  # and a bare value is answered where there is nothing beside it
-        shapes.append(_field(signature.outputs[0]))
-    failure = {
-        "type": "object", "required": ["error"],
-        "properties": {"error": {"type": "object", "properties": {k: {"type": "string"} for k in ("column", "reason", "value")}}},
-    }  # fmt: skip
-    body = {
-        "type": "object",
-        "properties": {
-            "instances": {"type": "array", "items": {"$ref": "#/components/schemas/Row"}},
-            "inputs": {"type": "object"},
-            "params": {"type": "object", "properties": {p.name: _param(p) for p in signature.params}, "additionalProperties": False},
-            "seed": {"type": "integer", "minimum": 0},
-            "strict": {"type": "boolean", "description": "true turns a failed row into status 400"},
-            "signature_name": {"type": "string"},
-        },
-        "additionalProperties": False,
-        "example": {"instances": model.examples[:1]},
-    }
-    listed = {"type": "array", "items": {"anyOf": shapes}}
-    answers = {"type": "object", "properties": {"predictions": listed, "outputs": {**listed, "description": "answers to inputs (columns)"}}}
-    wrong = {"description": "what is wrong, in a sentence", "content": _json({"type": "object", "properties": {"error": {"type": "string"}}})}
-    predict = {
-        "post": {
-            "summary": "Predict rows", "operationId": "predict", "requestBody": {"required": True, "content": _json(body)},
-            "responses": {"200": {"description": "one answer a row, in order", "content": _json(answers)}, **{code: wrong for code in ("400", "401", "404", "413", "415", "503")}},
-        }
-    }  # fmt: skip
-    plain = lambda text: {"get": {"summary": text, "responses": {"200": {"description": text}}}}  # noqa: E731
+    outputs = ", ".join(f.name for f in model.signature.outputs)
     return {
         "openapi": "3.1.0",
-        "info": {"title": model.name, "version": model.version, "description": f"Predicts {', '.join(f.name for f in signature.outputs)}."},
-        "servers": [{"url": url}],
-        "paths": {
-            f"/v1/models/{model.name}:predict": predict,
-            f"/v1/models/{model.name}": plain("Status of the model"),
-            f"/v1/models/{model.name}/metadata": plain("Signature of the model"),
-            "/v2/health/ready": plain("Whether requests are answered"),
-            "/v2/health/live": plain("Whether the process lives"),
-            "/metrics": plain("Prometheus metrics"),
+        "info": {"title": name, "version": model.version, "description": f"Predicts {outputs}."},
+        "servers": [{"url": "/"}],
+        "paths": found,
+        "components": {
+            "schemas": _schemas(model),
+            **({"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}} if token else {}),
         },
-        "components": {"schemas": {"Row": row, "Answer": answer, "Failure": failure}},
+        **({"security": [{"token": []}]} if token else {}),
     }
 
 
-def _json(schema: dict[str, Any]) -> dict[str, Any]:
+def _schemas(model: Model) -> dict[str, Schema]:
+    signature = model.signature
+    row: Schema = {
+        "type": "object",
+        "properties": {f.name: _field(f, SHAPES) for f in signature.inputs},
+        "required": [f.name for f in signature.inputs if f.required],
+    }
+    instance: Schema = {"$ref": "#/components/schemas/Row"}
+    columns: Schema = {"type": "object", "minProperties": 1, "additionalProperties": {"type": "array", "maxItems": ROWS}}
+    if len(signature.inputs) == 1:
+        instance = {"anyOf": [instance, _field(signature.inputs[0], SHAPES)]}
+        columns = {"anyOf": [columns, {"type": "array", "maxItems": ROWS}]}
+    answer: Schema = {"type": "object", "properties": _answers(signature.outputs), "required": [f.name for f in signature.outputs]}
+    if len(signature.outputs) == 1:
+        answer = {"anyOf": [answer, _field(signature.outputs[0], ANSWERS)]}
+    params = {p.name: _param(p) for p in signature.params}
+    rest = {
+        "params": {"type": ["object", "null"], "properties": params, "additionalProperties": False},
+        "seed": {"type": ["integer", "null"], "minimum": 0, "description": "fixes the random numbers of programs that draw any"},
+        "strict": {"type": "boolean", "default": False, "description": "true turns a failed row into status 400"},
+        "signature_name": {"enum": [SIGNATURE, "", None]},
+    }
+    shared: Schema = {"type": "object", "additionalProperties": False}
+    return {
+        "Row": row,
+        "Instances": {
+            **shared, "required": ["instances"],
+            "properties": {"instances": {"type": "array", "maxItems": ROWS, "items": instance}, **rest},
+        },
+        "Inputs": {**shared, "required": ["inputs"], "properties": {"inputs": columns, **rest}},
+        "Answer": answer,
+        "RowError": ROW_ERROR,
+        "Predictions": {
+            **shared, "required": ["predictions"],
+            "properties": {"predictions": {"type": "array", "items": _either("RowError", "Answer")}},
+        },
+        "Outputs": {
+            **shared, "required": ["outputs"],
+            "properties": {"outputs": {"type": ["array", "object"], "additionalProperties": {"type": "array"}}},
+        },
+        "Error": {"type": "object", "required": ["error"], "properties": {"error": TEXT}},
+    }  # fmt: skip
+
+
+def _predict(model: Model, operation: str) -> Schema:
+    wrong = {code: {"description": text, "content": _json({"$ref": "#/components/schemas/Error"})} for code, text in (
+        ("400", "what is wrong with the body, in a sentence"), ("401", "a token is needed"), ("404", "no such model or version"),
+        ("413", "the body or the number of rows is too large"), ("415", "another content type or encoding is needed"),
+        ("503", "the machine lacks something"),
+    )}  # fmt: skip
+    body = _json(_either("Instances", "Inputs"))
+    body["application/json"]["example"] = {"instances": model.examples[:1]}
+    good = {"description": "one answer a row, in order", "content": _json(_either("Predictions", "Outputs"))}
+    return {
+        "summary": "Predict rows", "operationId": operation, "requestBody": {"required": True, "content": body},
+        "responses": {"200": good, **wrong},
+    }  # fmt: skip
+
+
+def _get(text: str, operation: str, kind: str = "application/json", public: bool = False) -> Schema:
+    schema = {"type": "object"} if kind == "application/json" else TEXT
+    found: Schema = {"summary": text, "operationId": operation, "responses": {"200": {"description": text, "content": {kind: {"schema": schema}}}}}
+    return {"get": found | ({"security": []} if public else {})}
+
+
+def _either(*names: str) -> Schema:
+    return {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names]}
+
+
+def _json(schema: Schema) -> Schema:
     return {"application/json": {"schema": schema}}
 
 
-def _answer(f: Field) -> dict[str, Any]:
-    """What an output brings: the value, scores of labels, and the bounds or the set of a calibrated model."""
-    number, labels = {"type": ["number", "null"]}, {"type": ["array", "null"], "items": {"type": "string"}}
-    beside = {
-        "number": {"low": number, "high": number},
-        "category": {"scores": {"type": ["object", "null"], "additionalProperties": number}, "set": labels},
-        "label-set": {"scores": {"type": ["object", "null"], "additionalProperties": number}},
-        "cluster": {"scores": {"type": ["object", "null"], "additionalProperties": number}},
-    }  # fmt: skip
-    return {f.name: _field(f)} | {f"{f.name}.{k}": v for k, v in beside.get(f.kind, {}).items()}
-
-
-def _field(f: Field) -> dict[str, Any]:
-    shape = dict(SHAPES.get(f.kind, {}))
-    if f.labels and len(f.labels) <= 100:
+def _field(f: Field, shapes: dict[str, Schema]) -> Schema:
+    shape = dict(shapes.get(f.kind, {}))
+    if f.labels and f.kind == "category":
         shape["examples"] = f.labels[:5]
     return shape
 
 
-def _param(p: Param) -> dict[str, Any]:
-    shape: dict[str, Any] = {"type": TYPES[p.type], "default": p.default, "description": p.doc}
+def _answers(outputs: list[Field]) -> dict[str, Schema]:
+    found: dict[str, Schema] = {}
+    for f in outputs:
+        found[f.name] = _field(f, ANSWERS)
+        found[f"{f.name}.scores"] = {"type": "object", "additionalProperties": {"type": ["number", "null"]}, "description": "score of each label"}
+    return found
+
+
+def _param(p: Param) -> Schema:
+    shape: Schema = {"type": TYPES[p.type], "default": p.default, "description": p.doc}
     bounds = {"minimum": p.low, "maximum": p.high, "enum": list(p.choices) if p.choices else None}
     return shape | {k: v for k, v in bounds.items() if v is not None}

@@ -1,4 +1,8 @@
-"""The try-it page: a form made from the signature, answers drawn, and the same request as curl, Python and JavaScript."""
+"""The try-it page: a form made from the signature, answers drawn, and the same request as curl, Python and JavaScript.
+
+The files under `static/` are served as they are; what differs between models is one JSON object, in a data block of the
+page or, where a token is needed, from `/page.json`. Nothing is fetched from elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,24 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from modelyard.options import clean
 from modelyard.runtime.model import Model
 
-FILES = {"page.js": "text/javascript; charset=utf-8", "page.css": "text/css; charset=utf-8"}
+FILES = {
+    "page.js": "text/javascript; charset=utf-8", "form.js": "text/javascript; charset=utf-8", "words.js": "text/javascript; charset=utf-8",
+    "page.css": "text/css; charset=utf-8",
+}  # fmt: skip
 EXAMPLES = 12
 EXAMPLE_SIZE = 200_000
 """Characters of the examples that travel with the page."""
+LABELS = 200
+"""Labels of a column that travel with the page; beyond that any text can be typed."""
+ARGUMENT = 100_000
+"""Bytes of a row that are given to curl as an argument; Linux allows 131,072 for one. Longer rows go by a here-document."""
 
 
-def html(model: Model) -> str:
-    """The page; its data travels as JSON in a data block, escaped so that no value can end it."""
+def data(model: Model, name: str) -> dict[str, Any]:
+    """What the page needs to know: signature with labels and ranges, example rows, name and version."""
     examples: list[Any] = []
     size = 0
     for row in model.examples:
@@ -25,26 +37,32 @@ def html(model: Model) -> str:
         if len(examples) < EXAMPLES and (size < EXAMPLE_SIZE or not examples):
             examples.append(row)
     signature = model.signature.to_json()
-    for entry in signature["inputs"]:
-        entry["labels"] = (entry["labels"] or [])[:200] if entry["kind"] in ("category", "label-set") else None
-        entry["summary"] = {}
-    data = {"name": model.name, "version": model.version, "signature": signature, "examples": examples}
-    block = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    title = escape(model.name)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<meta name="color-scheme" content="light dark"><title>{title}</title><link rel="icon" href="data:,"><link rel="stylesheet" href="/static/page.css"></head>
-<body><main><header><h1>{title}</h1><p class="soft"><span data-say="version">version</span> <code>{model.version}</code></p>
-<button id="lang" type="button" aria-label="language">中文</button></header>
-<div class="columns"><form id="form" aria-label="inputs"></form><section id="answer" aria-live="polite"></section></div>
-<section><h2 id="batch-title" data-say="batch">Many rows</h2><p class="soft" data-say="batch_hint">One JSON object a line, or CSV with a header.</p>
-<textarea id="batch" rows="4" aria-labelledby="batch-title"></textarea>
-<p><button id="run-batch" type="button" data-say="predict_all">Predict all</button></p><div id="batch-answer" class="scroll"></div></section>
-<section><h2 data-say="code">The same from a program</h2><div class="tabs" role="tablist"></div>
-<div class="code"><button id="copy" type="button" data-say="copy">Copy</button><pre id="snippet"></pre></div></section>
-<footer class="soft"><a href="/openapi.json">OpenAPI</a> · <a href="/metrics">metrics</a></footer></main>
-<script type="application/json" id="model">{block}</script><script src="/static/page.js"></script></body></html>
-"""
+    for entry in [*signature["inputs"], *signature["outputs"]]:
+        labels = entry["labels"] or []
+        entry["labels"] = labels[:LABELS] if entry["kind"] in ("category", "label-set") else None
+        entry["open"] = len(labels) > LABELS
+        quantiles = entry.pop("summary").get("quantiles", {})
+        entry["range"] = [quantiles["0"], quantiles["1"]] if entry["kind"] == "number" and {"0", "1"} <= set(quantiles) else None
+    found = {"name": name, "version": model.version, "signature": signature, "examples": examples, "argument": ARGUMENT}
+    return clean(found)  # type: ignore[no-any-return]
+
+
+def html(name: str, found: dict[str, Any] | None) -> str:
+    """The page; its data travels as JSON in a data block, escaped so that no value can end it. None: it is behind a token."""
+    block = json.dumps(found, ensure_ascii=False).replace("<", "\\u003c")
+    text = (Path(__file__).parent / "static" / "page.html").read_text(encoding="utf-8")
+    before, after = (part.replace("{{title}}", escape(name)) for part in text.split("{{data}}"))
+    return f"{before}{block}{after}"
+
+
+def curl(url: str, body: str, token: bool) -> str:
+    """Lines for a shell that send a JSON body, as the page writes them."""
+    head = f"curl -sS '{url}' -H 'Content-Type: application/json'"
+    head += ' -H "Authorization: Bearer $MODELYARD_TOKEN"' if token else ""
+    if len(body.encode("utf-8")) > ARGUMENT:
+        return f"{head} --data-binary @- <<'JSON'\n{body}\nJSON"
+    quoted = body.replace("'", "'\\''")
+    return f"{head} -d '{quoted}'"
 
 
 @cache

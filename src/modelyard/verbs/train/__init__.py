@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from modelyard.data.source import DataConfig, Source
-from modelyard.errors import ModelyardError
+from modelyard.errors import GateFailed, ModelyardError, Problem
 from modelyard.runtime.answers import Graph
 from modelyard.runtime.model import Model
 from modelyard.store.run import Run, now
@@ -38,6 +38,7 @@ class Trained:
     model: Path
     metrics: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    gate: list[dict[str, Any]] = field(default_factory=list)
     interrupted: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -68,11 +69,13 @@ def train(
     progress: Callable[[int, int, str], None] | None = None,
     say: Callable[[str], None] | None = None,
     stop: threading.Event | None = None,
+    judged_by: Any = None,
+    lang: str = "en",
 ) -> Trained:
     """Bind, fit, save, load back, replay, evaluate, report.
 
     `base` is the folder that paths are relative to, `runs` the folder of run folders (`base/runs`), `resolved` the settings
-    as they are written to the run. `resume` is True for the latest run, or its name. `stop` set: finish the step, save, evaluate.
+    as they are written to the run. `judged_by` is the `evaluate` section (metrics, gates). `resume` is True for the latest run, or its name. `stop` set: finish the step, save, evaluate.
     """
     config = config or Config()
     base = Path(base or ".")
@@ -83,7 +86,7 @@ def train(
     try:
         if resume and (run.model / "manifest.json").is_file():
             say(f"{run.name} is finished already")
-            return Trained(run.folder, run.model, run.read("metrics.json"))
+            return Trained(run.folder, run.model, run.read("metrics.json"), gate=run.read("run.json").get("gate") or [])
         if resolved is not None and not resume:
             run.write("config.json", {**resolved, "base": str(base.resolve())})
             (run.folder / "config.yaml").write_text(_yaml(resolved), encoding="utf-8")
@@ -92,7 +95,7 @@ def train(
             say(note)
         with _ctrl_c(stop, say):
             folder, facts = _fit(bound, model, config, run, name, bool(resume), device, stop, progress, say)
-        return _judge(run, folder, bound, facts, say, stop.is_set())
+        return _judge(run, folder, bound, facts, judged_by, lang, stop.is_set())
     except ModelyardError as error:
         run.update(state="failed", finished=now(), error=error.to_json())
         raise
@@ -109,7 +112,11 @@ def _fit(
     choice = learner.choose(model, pipeline, bound.tasks, bound.splits["train"].height)
     learner.set_encodings(choice, pipeline)
     pipeline.fit([bound.splits["train"]])
-    arrays = {s: (pipeline.encode(f).arrays, pipeline.targets(f)) for s, f in bound.splits.items() if s in ("train", "valid") and f.height}
+    arrays = {}
+    for split in ("train", "valid"):
+        if split in bound.splits and bound.splits[split].height:
+            encoded = pipeline.encode(bound.splits[split])
+            arrays[split] = encoded.arrays, pipeline.targets(bound.splits[split], encoded.contexts)
     weights = _weights(bound)
     say(f"training {', '.join(choice.names)} on {bound.rows['train']} examples")
     run.update(state="training", model={"model": choice.names}, data=_data(bound))
@@ -169,24 +176,28 @@ def _weights(bound: Bound) -> np.ndarray | None:
 
 
 def _judge(
-    run: Run, folder: Path, bound: Bound, facts: dict[str, Any], say: Callable[[str], None], interrupted: bool
+    run: Run, folder: Path, bound: Bound, facts: dict[str, Any], judged_by: Any, lang: str, interrupted: bool
 ) -> Trained:
     """Metrics and report come from the saved model, loaded back."""
-    from modelyard.verbs.evaluate import judge
+    from modelyard.verbs.evaluate import Config as Judged
+    from modelyard.verbs.evaluate import gates, judge
     from modelyard.verbs.report import write_report
+
+    judged_by = judged_by or Judged()
 
     model = Model.load(folder, trust_code=True)
     parity = model.replay()
     splits = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height]
-    evaluation = judge(model, bound, splits or ["train"])
+    evaluation = judge(model, bound, splits or ["train"], judged_by.metrics, positive=judged_by.positive)
     metrics = evaluation.metrics()
+    gate = gates(metrics[next(s for s in ("test", "valid", "train") if s in metrics)], judged_by.gate)
     run.write("metrics.json", metrics)
     run.update(
         state="interrupted" if interrupted else "finished", finished=now(), version=model.version, parity=parity.to_json(),
-        training=facts["training"], model=_about(model, facts), data=_data(bound), facts={"version": model.version},
+        training=facts["training"], model=_about(model, facts), data=_data(bound), facts={"version": model.version}, gate=gate,
     )  # fmt: skip
-    write_report(run.folder, evaluation.splits)
-    return Trained(run.folder, folder, metrics, bound.notes, interrupted)
+    write_report(run.folder, evaluation.splits, lang=lang)
+    return Trained(run.folder, folder, metrics, bound.notes, gate, interrupted)
 
 
 def _about(model: Model, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,7 +231,8 @@ class _ctrl_c:  # noqa: N801 - used as a context manager, like a function
     """First Ctrl-C: finish the step, save, evaluate; second: stop now. Only the main thread may set it."""
 
     def __init__(self, stop: threading.Event, say: Callable[[str], None]) -> None:
-        self.stop, self.say, self.before = stop, say, None
+        self.stop, self.say = stop, say
+        self.before: Any = None
 
     def __enter__(self) -> None:
         if threading.current_thread() is threading.main_thread() and os.name != "nt":
@@ -250,7 +262,6 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Trained:
         from modelyard.verbs.plan import describe
 
         return describe(project)  # type: ignore[return-value]
-    source = None
     with Bar("training", quiet=options.quiet or options.json) as bar:
 
         def progress(step: int, steps: int, text: str) -> None:
@@ -260,29 +271,13 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Trained:
         found = train(
             project.data, project.task, project.model.value, config, name=project.name, base=project.base,
             resolved={"settings": project.resolved(), "origins": project.origins}, resume=options.resume or False,
-            device=options.device or "cpu", source=source, progress=progress, say=options.notice,
+            device=options.device or "cpu", progress=progress, say=options.notice, judged_by=project.section("evaluate"),
+            lang=options.lang or project.section("report").lang,
         )  # fmt: skip
     if found.interrupted:
         raise KeyboardInterrupt(f"stopped by Ctrl-C; the model so far is usable: {found.model} (go on with: modelyard train --resume)")
-    missed = _gates(project, found)
+    missed = [g for g in found.gate if not g["passed"]]
     if missed:
-        raise missed
+        details = [Problem(f"is {g['value']:.4g}, wanted {g['limit']}", g["metric"]) for g in missed]
+        raise GateFailed(f"{len(missed)} gate(s) missed", details, found)
     return found
-
-
-def _gates(project: Any, found: Trained) -> ModelyardError | None:
-    """A gate of the `evaluate` section judges the test metrics of a training run too."""
-    from modelyard.errors import GateFailed, Problem
-    from modelyard.verbs.evaluate import gates
-
-    wanted = project.section("evaluate").gate
-    split = next((s for s in ("test", "valid") if s in found.metrics), None)
-    if not wanted or split is None:
-        return None
-    results = gates(found.metrics[split], wanted)
-    Run(found.run).update(gate=results)
-    missed = [g for g in results if not g["passed"]]
-    if not missed:
-        return None
-    details = [Problem(f"is {g['value']:.4g}, wanted {g['limit']}", f"{split}.{g['metric']}") for g in missed]
-    return GateFailed(f"{len(missed)} gate(s) missed on {split}", details, found)

@@ -126,31 +126,13 @@ def augmentation(config: TrainConfig, pipeline: Pipeline) -> Augment | None:
     images = [c for c in pipeline.inputs if c.kind == "image"]
     if not images or (config.augment in (None, "none") and not config.mixup):
         return None
-    from modelyard.verbs.train import augment as steps
+    from modelyard.verbs.train.augment import ImageAugment, read
 
-    channels = next(iter(images[0].coder.parts(images[0].state).values())).shape[0]
-    if isinstance(config.augment, dict):
-        problems: list[Problem] = []
-        chosen = settings.parse(steps.AugmentConfig, config.augment, "train.augment", problems)
-        if problems:
-            raise ConfigError("train.augment has mistakes", problems)
-    elif config.augment == "standard":
-        chosen = steps.standard(int(channels or 3))
-    elif config.augment in (None, "none"):
-        chosen = steps.AugmentConfig()
-    else:
-        raise ConfigError(f"train.augment: got {config.augment!r}, expected standard, none or a map of operations")
-    if config.mixup:
-        chosen = replace(chosen, mixup=config.mixup)
-    keys = [f"{c.name}.pixels" for c in images]
-
-    def hook(inputs: dict[str, torch.Tensor], ids: np.ndarray, epoch: int) -> tuple[dict[str, torch.Tensor], Any]:
-        changed, mix = dict(inputs), None
-        for key in keys:
-            changed[key], mix = steps.augment(inputs[key], chosen, steps.Draws(config.seed, epoch, ids))
-        return changed, mix
-
-    return hook
+    parts = pipeline.parts()
+    names = [f"{column}.{part}" for column, found in parts.items() for part in found]
+    channels = {c.name: int(parts[c.name]["pixels"].shape[0] or 3) for c in images}
+    configs = {name: read(config.augment, n, config.mixup or 0.0) for name, n in channels.items()}
+    return ImageAugment(configs, names, config.seed, None if config.budget else config.epochs)
 
 
 def _smoke(

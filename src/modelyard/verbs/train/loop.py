@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -177,17 +178,18 @@ class Fit:
         parts = [batch]
         if self.config.accumulate > 1:
             ends = [round(i * len(batch) / self.config.accumulate) for i in range(self.config.accumulate + 1)]
-            parts = [cut(batch, low, high) for low, high in zip(ends, ends[1:], strict=False) if high > low]
+            parts = [cut(batch, low, high) for low, high in pairwise(ends) if high > low]
         units = self._units(parts) if len(parts) > 1 else None
         total: list[torch.Tensor] = []
         for i, part in enumerate(parts):
             sums = self._sums(part, epoch)
-            loss: Any = 0.0
-            for term, value, unit in zip(self.terms, sums.values, units or sums.units, strict=True):
-                loss = loss + (value if term.weight == 1 else term.weight * value) / unit.clamp_min(1e-12)
+            with torch.no_grad():  # the divisor goes into the backward pass as its seed: no nodes of the graph for it
+                seeds = [t.weight / u.clamp_min(1e-12) for t, u in zip(self.terms, units or sums.units, strict=True)]
+            heads = list(sums.values)
             if self.config.l1 and i == 0:
-                loss = loss + self.config.l1 * sum(p.abs().sum() for p in self.matrices)
-            loss.backward()
+                heads.append(self.config.l1 * torch.stack([p.abs().sum() for p in self.matrices]).sum())
+                seeds.append(torch.ones_like(heads[-1]))
+            torch.autograd.backward(heads, seeds)
             mine = [x.detach() for x in (*sums.values, *sums.units)]
             total = [a + b for a, b in zip(total, mine, strict=True)] if total else mine
         return Sums(total[: len(self.terms)], total[len(self.terms) :])
@@ -270,7 +272,7 @@ class Fit:
                     self.seconds = time.monotonic() - began
                     self._end_of_epoch(epoch, events)
                 over = bool(self.stopped) or self.step >= self.steps
-                again = ended and not over and self._shorten(decided, began, events)
+                again = ended and not over and self._reconsider(decided, began, events)
                 if progress is not None and (self.step % 10 == 0 or over):
                     progress(self.step, self.steps, "")
                 due = over or again or stop.is_set() or time.monotonic() - saved > self.config.checkpoint_every
@@ -316,7 +318,7 @@ class Fit:
     @contextmanager
     def _saved_weights(self) -> Iterator[None]:
         """The weights that would be saved (the average, where one is kept), in evaluation mode."""
-        own = None
+        own, was = None, self.network.training
         if self.averaged is not None:
             own = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
             self.network.load_state_dict(self.averaged)
@@ -326,7 +328,7 @@ class Fit:
         finally:
             if own is not None:
                 self.network.load_state_dict(own)
-            self.network.train()
+            self.network.train(was)
 
     def validate(self) -> float:
         """Mean loss of all terms on the validation examples, with the weights that would be saved."""
@@ -356,38 +358,44 @@ class Fit:
         self.decisions.append([0, self.steps])
         events({"event": "budget", "seconds": self.config.budget, "steps": self.steps})
 
-    def _shorten(self, decided: Mapping[int, int] | None, began: float, events: Callable[[dict[str, Any]], None]) -> bool:
-        """After an epoch: fewer steps if the rest would overrun the budget by 5 %. True where a decision was made."""
+    def _reconsider(self, decided: Mapping[int, int] | None, began: float, events: Callable[[dict[str, Any]], None]) -> bool:
+        """After an epoch: fewer steps if the rest would overrun the budget by 5 %, more if it would leave 10 % unused.
+
+        More only in the first half, where the schedules have hardly begun to fall. True where a decision was made.
+        """
         if not self.config.budget:
             return False
-        if decided is not None:
-            steps = decided.get(self.step, self.steps)
-        else:
-            left = (1 - RESERVE) * float(self.config.budget) - (time.monotonic() - began)
-            speed = (time.monotonic() - began) / self.step
-            fits = self.step + max(0, int(left / speed))
-            overruns = (self.steps - self.step) * speed > left + 0.05 * float(self.config.budget)
-            steps = max(self.step, fits) if overruns else self.steps
-        if steps >= self.steps:
+        steps = decided.get(self.step, self.steps) if decided is not None else self._fitting(began)
+        if steps == self.steps:
             return False
         self.steps = steps
         self.decisions.append([self.step, steps])
         events({"event": "budget", "seconds": self.config.budget, "steps": steps})
         return True
 
+    def _fitting(self, began: float) -> int:
+        budget = float(self.config.budget or 0)
+        spent = time.monotonic() - began
+        left = (1 - RESERVE) * budget - spent
+        over = (self.steps - self.step) * spent / self.step - left
+        fits = min(self.step + max(0, int(left * self.step / spent)), self.train.steps * int(self.config.epochs or 1))
+        if over > 0.05 * budget:
+            return fits
+        return max(fits, self.steps) if over < -0.1 * budget and 2 * self.step <= self.steps else self.steps
+
     def _affordable(self, began: float) -> int:
-        """Steps that fit into the budget, from the speed of a few on a copy of the state (20 steps, 3 s or 5 % at most)."""
+        """Steps that fit into the budget, from the speed of a few on a copy of the state (20 of them, 3 s or 5 % at most)."""
         budget = float(self.config.budget or 0)
         before = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         averaged = None if self.averaged is None else {k: v.clone() for k, v in self.averaged.items()}
         self.network.train()
         times: list[float] = []
-        begin = time.monotonic()
         for batch in self.train.epoch(0):
             start = time.monotonic()
             self.update(batch, 0)
             times.append(time.monotonic() - start)
-            if len(times) >= 20 or time.monotonic() - begin > min(3.0, 0.05 * budget):
+            # the first step imports, allocates and compiles: a second or more that says nothing of the others
+            if len(times) > 20 or sum(times[1:]) > min(3.0, 0.05 * budget):
                 break
         speed = float(np.median(times[1:] or times))
         check = 0.0

@@ -37,4 +37,5 @@ TASK = Task(
     frame_config=frame_config,
     default="modelyard-probes/linear-forecaster",
     metrics=("modelyard-probes/horizon-error",),
+    aligned=True,
 )

@@ -17,13 +17,14 @@ class Steps(Levels):
     name = "steps"
 
     def encode(self, column: pl.Series, state: State, context: Context) -> dict[str, Array]:
-        return {"values": (np.array(column.to_list(), np.float64) / self.spread(state)).astype(np.float32)}
+        x = np.array(column.to_list(), np.float64)
+        return {"values": ((x - context["last"][:, None]) / context["spread"][:, None]).astype(np.float32)}
 
     def head(self, state: State) -> tuple[str, int]:
         return "value", state.length
 
     def decode(self, arrays: Mapping[str, np.ndarray], state: State, context: Context) -> dict[str, pl.Series]:
-        values = arrays["value"].astype(np.float64) * self.spread(state)
+        values = arrays["value"].astype(np.float64) * context["spread"][:, None] + context["last"][:, None]
         return {"": pl.Series(values.tolist(), dtype=pl.List(pl.Float64))}
 
 

@@ -1,228 +1,258 @@
 "use strict";
-const model = JSON.parse(document.getElementById("model").textContent);
-const WORDS = {
-  en: { version: "version", predict: "Predict", another: "Another example", empty: "Fill in the fields and press Predict.", batch: "Many rows",
-        batch_hint: "One JSON object a line, or CSV with a header.", predict_all: "Predict all", code: "The same from a program", copy: "Copy",
-        copied: "Copied", row: "row", unreachable: "The server does not answer.", missing: "(missing)", token: "Token" },
-  zh: { version: "版本", predict: "预测", another: "换一个示例", empty: "填写各项后点击“预测”。", batch: "批量预测",
-        batch_hint: "每行一个 JSON 对象，或带表头的 CSV。", predict_all: "全部预测", code: "在程序中调用", copy: "复制",
-        copied: "已复制", row: "行", unreachable: "服务器没有响应。", missing: "（缺失）", token: "令牌" },
-};
-let lang = (navigator.language || "en").toLowerCase().startsWith("zh") ? "zh" : "en";
-let tab = "curl", example = 0, token = "";
-const $ = (id) => document.getElementById(id);
-const say = (key) => WORDS[lang][key] || key;
-const make = (tag, attributes = {}, ...children) => {
-  const node = document.createElement(tag);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value);
-  }
-  node.append(...children);
-  return node;
-};
+// The page itself: fills the form from the signature, asks the server, draws answers and writes the snippets.
+const ROWS_SHOWN = 500, BARS = 10, SNIPPET_SHOWN = 3000;
+let model = JSON.parse($("model").textContent);
+let token = "", tab = "curl", example = 0, snippets = {}, last = null;
+const needsToken = model === null;
+const fields = new Map(), params = new Map();
+
 const url = () => `${location.origin}/v1/models/${encodeURIComponent(model.name)}:predict`;
-const fields = {};
+const outputs = () => model.signature.outputs.map((o) => o.name);
+const row = () => Object.fromEntries([...fields].map(([name, f]) => [name, f.get()]));
+const isObject = (v) => v !== null && typeof v === "object" && !Array.isArray(v);
+// as in the server's answers: a failed row is {"error": {column, reason, value}} and nothing else
+const failure = (a) => (isObject(a) && !outputs().includes("error") && isObject(a.error) ? a.error : null);
+const whole = (a) => (isObject(a) && outputs().some((o) => o in a) ? a : { [outputs()[0]]: a });
 
-function field(input, index) {
-  const id = `field-${index}`;
-  let node, get, set;
-  if (input.kind === "number") {
-    node = make("input", { id, type: "number", step: "any", "data-hint": "missing" });
-    get = () => (node.value === "" ? null : Number(node.value));
-    set = (v) => { node.value = v === null || v === undefined ? "" : v; };
-  } else if (input.kind === "category") {
-    const list = make("datalist", { id: `${id}-labels` }, ...(input.labels || []).map((l) => make("option", { value: l })));
-    node = make("input", { id, list: `${id}-labels`, "data-hint": "missing", autocomplete: "off" });
-    get = () => (node.value === "" ? null : node.value);
-    set = (v) => { node.value = v === null || v === undefined ? "" : String(v); };
-    return wrap(input, id, make("div", {}, node, list), get, set, node);
-  } else if (input.kind === "image") {
-    const preview = make("img", { class: "preview", alt: "" });
-    let value = null;
-    const file = make("input", { id, type: "file", accept: "image/*" });
-    const take = (f) => { const reader = new FileReader(); reader.onload = () => { value = reader.result; preview.classList.remove("small"); picture(preview, value); snippet(); }; reader.readAsDataURL(f); };
-    file.addEventListener("change", () => file.files[0] && take(file.files[0]));
-    node = make("div", {}, file, preview);
-    node.addEventListener("dragover", (e) => e.preventDefault());
-    node.addEventListener("drop", (e) => { e.preventDefault(); if (e.dataTransfer.files[0]) take(e.dataTransfer.files[0]); });
-    get = () => value;
-    set = (v) => { value = v; picture(preview, v); file.value = ""; };
-  } else if (input.kind === "label-set") {
-    node = make("input", { id, placeholder: "a, b" });
-    get = () => node.value.split(/[,;|]/).map((s) => s.trim()).filter(Boolean);
-    set = (v) => { node.value = (v || []).join(", "); };
-  } else if (input.kind === "timestamp") {
-    node = make("input", { id, type: "datetime-local", step: "1" });
-    get = () => node.value || null;
-    set = (v) => { node.value = v ? String(v).slice(0, 19) : ""; };
-  } else if (input.kind === "text") {
-    node = make("textarea", { id, rows: 4 });
-    get = () => node.value;
-    set = (v) => { node.value = v || ""; };
-  } else {
-    node = make("textarea", { id, rows: 2 });
-    get = () => { try { return JSON.parse(node.value); } catch { return node.value; } };
-    set = (v) => { node.value = typeof v === "string" ? v : JSON.stringify(v); };
-  }
-  return wrap(input, id, node, get, set, node);
-}
-
-// A value of kind image as a picture: a data URL, base64, {"b64": …} or rows of pixels.
-function picture(node, value) {
-  const plain = value && value.b64 ? value.b64 : value;
-  node.hidden = !plain;
-  if (!plain) return node.removeAttribute("src");
-  if (typeof plain === "string") { node.src = plain.startsWith("data:") ? plain : `data:image/png;base64,${plain}`; return; }
-  const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [plain[0].length, plain.length];
-  const pixels = new ImageData(canvas.width, canvas.height);
-  plain.flat().forEach((p, i) => pixels.data.set(Array.isArray(p) ? [...p.slice(0, 3), 255] : [p, p, p, 255], 4 * i));
-  canvas.getContext("2d").putImageData(pixels, 0, 0);
-  node.src = canvas.toDataURL();
-  node.classList.toggle("small", canvas.width <= 64);
-}
-
-function wrap(input, id, node, get, set) {
-  fields[input.name] = { get, set };
-  return make("label", { for: id }, make("span", {}, input.name), node);
-}
-
-function row() {
-  return Object.fromEntries(Object.entries(fields).map(([name, f]) => [name, f.get()]));
-}
-
-function fill(values) {
-  for (const [name, f] of Object.entries(fields)) f.set(values ? values[name] : null);
-  snippet();
+function body(rows) {
+  const changed = model.signature.params.filter((p) => JSON.stringify(params.get(p.name).get()) !== JSON.stringify(p.default));
+  return { instances: rows, ...(changed.length ? { params: Object.fromEntries(changed.map((p) => [p.name, params.get(p.name).get()])) } : {}) };
 }
 
 async function ask(rows) {
-  const headers = { "Content-Type": "application/json" };
-  if (token) headers.Authorization = `Bearer ${token}`;
-  let response;
-  try { response = await fetch(url(), { method: "POST", headers, body: JSON.stringify({ instances: rows }) }); }
-  catch { throw new Error(say("unreachable")); }
-  const body = await response.json();
-  if (response.status === 401) { token = prompt(say("token")) || ""; if (token) return ask(rows); }
-  if (!response.ok) throw new Error(body.error);
-  return body.predictions;
+  let response, answer;
+  try {
+    const headers = { "Content-Type": "application/json", ...(token ? { Authorization: `Bearer ${token}` } : {}) };
+    response = await fetch(url(), { method: "POST", headers, body: JSON.stringify(body(rows)) });
+    answer = await response.json();
+  } catch { throw new Error(say("unreachable")); }
+  if (!response.ok) throw new Error(answer.error);
+  return answer.predictions;
 }
 
-function show(answer) {
+// --- answers -----------------------------------------------------------------------------------------------------
+
+const six = (v) => (typeof v === "number" ? String(Number(v.toPrecision(6))) : String(v));
+function text(value) {
+  if (value === null || value === undefined) return say("missing");
+  if (Array.isArray(value)) return value.map(text).join(", ") || `∅ ${say("none")}`;
+  return isObject(value) ? JSON.stringify(value) : six(value);
+}
+
+function bars(scores, chosen) {
+  const sorted = Object.entries(scores).sort((a, b) => b[1] - a[1]);
+  return sorted.slice(0, BARS).map(([label, score]) => make("div", { class: chosen.includes(label) ? "bar chosen" : "bar" },
+    make("span", { title: label }, label), make("progress", { max: 1, value: score ?? 0, "aria-label": label }),
+    make("span", {}, score === null ? "—" : `${(100 * score).toFixed(1)} %`)));
+}
+
+function show() {
   const box = $("answer");
   box.replaceChildren();
-  if (answer && answer.error && answer.error.reason) {
-    box.append(make("p", { class: "bad" }, `${answer.error.column} ${answer.error.reason} ${answer.error.value || ""}`));
-    return;
+  for (const f of fields.values()) f.fail("");
+  if (last === null) return void box.append(make("p", { class: "soft", "data-say": "empty" }));
+  if (last.message) return void box.append(make("p", { class: "bad", role: "alert" }, last.message));
+  const wrong = failure(last.answer);
+  if (wrong) {
+    const sentence = `${wrong.reason}${wrong.value ? ` (${wrong.value})` : ""}`;
+    if (fields.has(wrong.column)) fields.get(wrong.column).fail(sentence);
+    return void box.append(make("p", { class: "bad", role: "alert" }, make("strong", {}, wrong.column), ` ${sentence}`));
   }
-  const outputs = model.signature.outputs.map((o) => o.name);
-  if (outputs.length === 1 && (typeof answer !== "object" || answer === null || Array.isArray(answer))) answer = { [outputs[0]]: answer };
-  for (const name of outputs) {
-    const value = answer[name];
-    box.append(make("div", { class: "soft" }, name));
-    box.append(make("div", { class: "big" }, Array.isArray(value) ? value.join(", ") || "∅" : typeof value === "number" ? String(Number(value.toPrecision(6))) : String(value)));
-    const scores = answer[`${name}.scores`];
-    if (scores) {
-      const sorted = Object.entries(scores).sort((a, b) => b[1] - a[1]).slice(0, 10);
-      for (const [label, score] of sorted)
-        box.append(make("div", { class: "bar" }, make("span", { title: label }, label), make("progress", { max: 1, value: score, "aria-label": label }), make("span", {}, `${(100 * score).toFixed(1)} %`)));
-    }
+  const answer = whole(last.answer);
+  for (const name of outputs()) {
+    const value = answer[name], low = answer[`${name}.low`], high = answer[`${name}.high`], set = answer[`${name}.set`], scores = answer[`${name}.scores`];
+    const part = make("div", { class: "output" }, make("div", { class: "soft" }, name), make("div", { class: "big" }, text(value)));
+    box.append(part);
+    if (typeof low === "number") part.append(make("p", { class: "soft" }, `${say("from")} ${six(low)} ${say("to")} ${six(high)}`));
+    if (set) part.append(make("p", { class: "soft" }, `{ ${text(set)} }`));
+    if (isObject(scores)) part.append(...bars(scores, Array.isArray(value) ? value : [String(value)]));
   }
+  box.append(make("p", { class: "soft small" }, `${say("took")} ${last.milliseconds.toFixed(last.milliseconds < 10 ? 1 : 0)} ms`));
 }
 
 async function predict(event) {
   if (event) event.preventDefault();
   snippet();
-  try { show((await ask([row()]))[0]); }
-  catch (error) { $("answer").replaceChildren(make("p", { class: "bad" }, error.message)); }
+  const began = performance.now();
+  try {
+    const [answer] = await ask([row()]);
+    last = { answer, milliseconds: performance.now() - began };
+  } catch (error) { last = { message: error.message }; }
+  show();
+  $("answer").scrollIntoView({ block: "nearest" });
 }
 
-function parseCsv(text) {
+// --- many rows ---------------------------------------------------------------------------------------------------
+
+function parseCsv(source) {
+  const header = source.split("\n", 1)[0];
+  const cut = ["\t", ";", ","].find((c) => header.includes(c)) || ",";
   const rows = [[]];
   let value = "", quoted = false;
-  for (let i = 0; i < text.length; i++) {
-    const c = text[i];
-    if (quoted) { if (c === '"' && text[i + 1] === '"') { value += '"'; i++; } else if (c === '"') quoted = false; else value += c; }
-    else if (c === '"') quoted = true;
-    else if (c === ",") { rows[rows.length - 1].push(value); value = ""; }
-    else if (c === "\n") { rows[rows.length - 1].push(value); value = ""; rows.push([]); }
+  const end = () => { rows[rows.length - 1].push(value); value = ""; };
+  for (let i = 0; i < source.length; i++) {
+    const c = source[i];
+    if (quoted) {
+      if (c !== '"') value += c;
+      else if (source[i + 1] === '"') { value += '"'; i++; }
+      else quoted = false;
+    } else if (c === '"') quoted = true;
+    else if (c === cut) end();
+    else if (c === "\n") { end(); rows.push([]); }
     else if (c !== "\r") value += c;
   }
-  rows[rows.length - 1].push(value);
-  const [head, ...body] = rows.filter((r) => r.length > 1 || r[0] !== "");
-  return body.map((r) => Object.fromEntries(head.map((h, i) => [h.trim(), r[i] === "" || r[i] === undefined ? null : r[i]])));
+  end();
+  const [head, ...lines] = rows.filter((r) => r.length > 1 || r[0] !== "");
+  return lines.map((r) => Object.fromEntries(head.map((h, i) => [h.trim(), r[i] === "" || r[i] === undefined ? null : r[i]])));
+}
+
+function parseRows(source) {
+  if (source.startsWith("[")) return JSON.parse(source);
+  if (!source.startsWith("{")) return parseCsv(source);
+  return source.split("\n").map((l, i) => [l.trim(), i + 1]).filter(([l]) => l).map(([l, n]) => {
+    try { return JSON.parse(l); } catch { throw new Error(say("wrong_json", { n })); }
+  });
+}
+
+function cells(answer) {
+  const wrong = failure(answer);
+  if (wrong) return [make("td", { class: "bad", colspan: outputs().length }, `${wrong.column} ${wrong.reason}`)];
+  const found = whole(answer);
+  return outputs().map((name) => {
+    const value = found[name], scores = found[`${name}.scores`];
+    const top = isObject(scores) && !Array.isArray(value) && typeof scores[value] === "number" ? ` (${(100 * scores[value]).toFixed(1)} %)` : "";
+    return make("td", {}, `${text(value)}${top}`);
+  });
 }
 
 async function batch() {
-  const text = $("batch").value.trim(), box = $("batch-answer");
-  if (!text) return;
+  const source = $("batch").value.trim(), box = $("batch-answer");
+  $("download").hidden = true;
+  if (!source) return;
   try {
-    const rows = text.startsWith("{") || text.startsWith("[") ? (text.startsWith("[") ? JSON.parse(text) : text.split(/\n+/).map((l) => JSON.parse(l))) : parseCsv(text);
-    const answers = await ask(rows);
-    const outputs = model.signature.outputs.map((o) => o.name);
-    const head = make("tr", {}, make("th", {}, say("row")), ...outputs.map((o) => make("th", {}, o)));
-    const lines = answers.map((a, i) => {
-      const cells = a && a.error && a.error.reason ? [make("td", { class: "bad", colspan: outputs.length }, `${a.error.column} ${a.error.reason}`)]
-        : outputs.map((o) => { const v = a !== null && typeof a === "object" && !Array.isArray(a) ? a[o] : a; const s = a && a[`${o}.scores`]; const top = s && !Array.isArray(v) ? ` (${(100 * s[v]).toFixed(1)} %)` : ""; return make("td", {}, `${v}${top}`); });
-      return make("tr", {}, make("td", {}, String(i + 1)), ...cells);
-    });
-    box.replaceChildren(make("table", {}, head, ...lines));
-  } catch (error) { box.replaceChildren(make("p", { class: "bad" }, error.message)); }
+    const answers = await ask(parseRows(source));
+    const head = make("tr", {}, make("th", { scope: "col", "data-say": "row" }), ...outputs().map((o) => make("th", { scope: "col" }, o)));
+    const lines = answers.slice(0, ROWS_SHOWN).map((a, i) => make("tr", {}, make("td", {}, String(i + 1)), ...cells(a)));
+    box.replaceChildren(make("table", {}, make("thead", {}, head), make("tbody", {}, ...lines)));
+    if (answers.length > ROWS_SHOWN) box.append(make("p", { class: "soft" }, say("shown", { n: ROWS_SHOWN, all: answers.length })));
+    URL.revokeObjectURL($("download").href);
+    $("download").href = URL.createObjectURL(new Blob([answers.map((a) => `${JSON.stringify(a)}\n`).join("")], { type: "application/jsonl" }));
+    $("download").hidden = false;
+  } catch (error) { box.replaceChildren(make("p", { class: "bad", role: "alert" }, error.message)); }
 }
 
-const SHOWN = 3000, ARGUMENT = 100000; // characters drawn; characters that a shell surely takes as one argument
-let code = "";
+// --- snippets ----------------------------------------------------------------------------------------------------
+
+// Python's literals differ from JSON's in three words; a JSON text of ASCII is a Python text
+const ascii = (v) => JSON.stringify(v).replace(/[\u007f-\uffff]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+function python(v) {
+  if (v === null) return "None";
+  if (typeof v === "boolean") return v ? "True" : "False";
+  if (Array.isArray(v)) return `[${v.map(python).join(", ")}]`;
+  if (isObject(v)) return `{${Object.entries(v).map(([k, x]) => `${python(k)}: ${python(x)}`).join(", ")}}`;
+  if (typeof v !== "string") return JSON.stringify(v);
+  return /[\ud800-\udfff\u2028\u2029]/.test(v) ? `"${[...v].map((c) => (c.codePointAt(0) > 0xffff ? `\\U${c.codePointAt(0).toString(16).padStart(8, "0")}` : ascii(c).slice(1, -1))).join("")}"` : JSON.stringify(v);
+}
+
+function curl(json) {
+  const head = `curl -sS '${url().replaceAll("'", "%27")}' -H 'Content-Type: application/json'${needsToken ? ' -H "Authorization: Bearer $MODELYARD_TOKEN"' : ""}`;
+  if (new TextEncoder().encode(json).length > model.argument) return `${head} --data-binary @- <<'JSON'\n${json}\nJSON`;
+  return `${head} -d '${json.replaceAll("'", "'\\''")}'`;
+}
 
 function snippet() {
-  const text = JSON.stringify({ instances: [row()] });
-  const quoted = text.replaceAll("'", "'\\''");
-  const bearer = token ? " -H \"Authorization: Bearer $TOKEN\"" : "";
-  const head = `curl -s ${url()} -H 'Content-Type: application/json'${bearer}`;
-  const all = {
-    curl: quoted.length < ARGUMENT ? `${head} -d '${quoted}'` : `${head} --data-binary @- <<'JSON'\n${text}\nJSON`,
-    Python: `import json, urllib.request\n\nbody = ${JSON.stringify(text)}\nheaders = {"Content-Type": "application/json"${token ? ', "Authorization": "Bearer TOKEN"' : ""}}\nrequest = urllib.request.Request("${url()}", body.encode(), headers)\nprint(json.load(urllib.request.urlopen(request))["predictions"])`,
-    JavaScript: `const response = await fetch("${url()}", {\n  method: "POST",\n  headers: { "Content-Type": "application/json"${token ? ', Authorization: "Bearer TOKEN"' : ""} },\n  body: JSON.stringify(${text}),\n});\nconsole.log((await response.json()).predictions);`,
+  const asked = body([row()]), json = JSON.stringify(asked);
+  const bearer = needsToken ? ', "Authorization": "Bearer " + os.environ["MODELYARD_TOKEN"]' : "";
+  snippets = {
+    curl: curl(json),
+    Python: `import json\n${needsToken ? "import os\n" : ""}import urllib.request\n\nbody = ${python(asked)}\nheaders = {"Content-Type": "application/json"${bearer}}\nrequest = urllib.request.Request(${python(url())}, json.dumps(body).encode(), headers)\nwith urllib.request.urlopen(request) as response:\n    print(json.load(response)["predictions"])`,
+    JavaScript: `const response = await fetch(${JSON.stringify(url())}, {\n  method: "POST",\n  headers: { "Content-Type": "application/json"${needsToken ? ', Authorization: `Bearer ${token}`' : ""} },\n  body: JSON.stringify(${json}),\n});\nconsole.log((await response.json()).predictions);`,
   };
-  document.querySelector(".tabs").replaceChildren(...Object.keys(all).map((name) =>
-    make("button", { type: "button", role: "tab", "aria-selected": String(name === tab), onclick: () => { tab = name; snippet(); } }, name)));
-  code = all[tab];
-  $("snippet").textContent = code.length > SHOWN ? `${code.slice(0, SHOWN - 300)} … ${code.slice(-300)}` : code;
+  for (const button of document.querySelectorAll(".tabs button")) {
+    button.setAttribute("aria-selected", String(button.textContent === tab));
+    button.tabIndex = button.textContent === tab ? 0 : -1;
+  }
+  const full = snippets[tab];
+  $("snippet").textContent = full.length > SNIPPET_SHOWN ? `${full.slice(0, SNIPPET_SHOWN - 300)} … ${full.slice(-300)}` : full;
 }
 
 async function copy() {
-  if (navigator.clipboard) await navigator.clipboard.writeText(code);
-  else { // browsers give the clipboard to https and to this machine only
-    const box = make("textarea", {});
-    box.value = code;
-    document.body.append(box);
-    box.select();
-    document.execCommand("copy");
-    box.remove();
+  const done = () => { $("copy").textContent = say("copied"); setTimeout(() => { $("copy").textContent = say("copy"); }, 1200); };
+  if (navigator.clipboard) {
+    try { await navigator.clipboard.writeText(snippets[tab]); return done(); } catch { /* refused: the old way below */ }
   }
-  $("copy").textContent = say("copied");
-  setTimeout(() => { $("copy").textContent = say("copy"); }, 1200);
+  const area = make("textarea", { class: "aside" });  // pages that are not on this machine or https have no clipboard
+  area.value = snippets[tab];
+  document.body.append(area);
+  area.select();
+  if (document.execCommand("copy")) done();
+  area.remove();
 }
 
-function words() {
-  document.documentElement.lang = lang === "zh" ? "zh-Hans" : "en";
-  $("lang").textContent = lang === "zh" ? "English" : "中文";
-  for (const node of document.querySelectorAll("[data-say]")) node.textContent = say(node.dataset.say);
-  for (const node of document.querySelectorAll("[data-hint]")) node.placeholder = say(node.dataset.hint);
+function choose(name, focus) {
+  tab = name;
+  snippet();
+  if (focus) document.querySelector('.tabs [aria-selected="true"]').focus();
 }
 
-function start() {
-  const form = $("form");
-  form.append(...model.signature.inputs.map(field), make("div", { class: "actions" },
-    make("button", { class: "main", type: "submit", "data-say": "predict" }, say("predict")),
-    make("button", { type: "button", "data-say": "another", onclick: () => { if (!model.examples.length) return; example = (example + 1) % model.examples.length; fill(model.examples[example]); predict(); } }, say("another"))));
-  form.addEventListener("submit", predict);
-  form.addEventListener("input", snippet);
-  $("answer").append(make("p", { class: "soft", "data-say": "empty" }, say("empty")));
-  $("lang").addEventListener("click", () => { lang = lang === "zh" ? "en" : "zh"; words(); snippet(); });
-  $("run-batch").addEventListener("click", batch);
+// --- start -------------------------------------------------------------------------------------------------------
+
+function fill(values) {
+  for (const [name, f] of fields) { f.set(values ? values[name] : null); f.fail(""); }
+  snippet();
+}
+
+function hintOf(input) {
+  if (!input.range) return null;
+  return make("p", { class: "soft note" }, make("span", { "data-say": "range" }), ` ${six(input.range[0])} … ${six(input.range[1])}`);
+}
+
+function build() {
+  $("version").textContent = model.version;
+  model.signature.inputs.forEach((input, i) => fields.set(input.name, field(input.name, control(input, `field-${i}`, snippet), `field-${i}`, hintOf(input))));
+  $("fields").append(...[...fields.values()].map((f) => f.node));
+  model.signature.params.forEach((p, i) => {
+    const made = field(p.name, parameter(p, `param-${i}`), `param-${i}`, p.doc ? make("p", { class: "soft note" }, p.doc) : null);
+    made.set(p.default);
+    params.set(p.name, made);
+  });
+  $("param-fields").append(...[...params.values()].map((f) => f.node));
+  $("params").hidden = params.size === 0;
+  const names = ["curl", "Python", "JavaScript"];
+  document.querySelector(".tabs").append(...names.map((n) => make("button", {
+    type: "button", role: "tab", "aria-controls": "snippet", onclick: () => choose(n),
+    onkeydown: (e) => {
+      const step = { ArrowRight: 1, ArrowLeft: -1 }[e.key];
+      if (step) { e.preventDefault(); choose(names[(names.indexOf(n) + step + names.length) % names.length], true); }
+    } }, n)));
+  $("another").hidden = model.examples.length < 2;
+  $("another").addEventListener("click", () => { example = (example + 1) % model.examples.length; fill(model.examples[example]); predict(); });
+  $("form").addEventListener("submit", predict);
+  $("form").addEventListener("input", snippet);
   $("copy").addEventListener("click", copy);
+  $("run-batch").addEventListener("click", batch);
+  $("fill-batch").addEventListener("click", () => { $("batch").value = model.examples.slice(0, 5).map((r) => JSON.stringify(r)).join("\n"); });
+  $("app").hidden = false;
   words();
   fill(model.examples[0]);
 }
-start();
+
+async function unlock(event) {
+  event.preventDefault();
+  $("token-error").textContent = "";
+  try {
+    const response = await fetch("/page.json", { headers: { Authorization: `Bearer ${$("token").value.trim()}` } });
+    const found = await response.json();
+    if (!response.ok) throw new Error(found.error);
+    token = $("token").value.trim();
+    model = found;
+    $("token-form").hidden = true;
+    build();
+  } catch (error) { $("token-error").textContent = error instanceof TypeError ? say("unreachable") : error.message; }
+}
+
+$("lang").addEventListener("click", () => { lang = lang === "zh" ? "en" : "zh"; remember("lang", lang); words(); if (model) { show(); snippet(); } });
+$("theme").addEventListener("click", () => { theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]; remember("theme", theme); words(); });
+$("token-form").addEventListener("submit", unlock);
+words();
+if (needsToken) { $("token-form").hidden = false; $("token").focus(); } else build();

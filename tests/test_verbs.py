@@ -1,0 +1,221 @@
+"""The matrix: every task with every verb, on small data. A cell works or refuses with its reason; working cells may only grow.
+
+`pytest tests/test_verbs.py --refresh` writes `docs/matrix.md` and `tests/matrix_expected.json`.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from modelyard import registry
+from modelyard.errors import GateFailed, ModelyardError, Unsupported
+from modelyard.runtime.model import Model
+from modelyard.testing import toy_data
+
+HERE = Path(__file__).parent
+EXPECTED = HERE / "matrix_expected.json"
+MATRIX = HERE.parent / "docs" / "matrix.md"
+VERBS = ("check", "plan", "train", "predict", "evaluate", "threshold", "report", "export", "serve")
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # torch's exporter
+
+
+def digits() -> dict[str, Any]:
+    """Images: scikit-learn's digits as PNG files in memory."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = []
+    for pixels in found.images[:300]:
+        buffer = io.BytesIO()
+        Image.fromarray((pixels * 15).astype(np.uint8)).save(buffer, "PNG")
+        images.append(buffer.getvalue())
+    return {"image": images, "digit": [f"d{t}" for t in found.target[:300]]}
+
+
+def sentences(seed: int = 0) -> dict[str, Any]:
+    """Texts whose topic is in their words."""
+    random = np.random.default_rng(seed)
+    words = {"food": ["rice", "soup", "bread", "apple"], "travel": ["train", "plane", "ticket", "hotel"]}
+    topics = random.choice(list(words), 200)
+    texts = [" ".join(random.choice([*words[t], "the", "a", "very"], 8)) for t in topics]
+    return {"text": texts, "topic": topics.tolist()}
+
+
+def tags(seed: int = 0) -> dict[str, Any]:
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(300, 3))
+    labels = [[n for n, v in zip(("red", "big", "old"), row, strict=True) if v > 0] for row in x]
+    return {"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "labels": labels}
+
+
+def mixed(seed: int = 0) -> dict[str, Any]:
+    found = sentences(seed)
+    random = np.random.default_rng(seed)
+    lift = np.array([t == "food" for t in found["topic"]])
+    return {**found, "size": random.normal(size=200), "price": lift * 5.0 + random.normal(size=200)}
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "classification · table · trees": {"task": "classification"},
+    "classification · table · linear": {"task": "classification", "model": "linear"},
+    "classification · table · mlp": {"task": "classification", "model": "mlp", "train.epochs": 3},
+    "classification · label set": {"data": tags, "target": "labels", "task": "classification"},
+    "classification · text · linear": {"data": sentences, "target": "topic", "data.inputs": {"text": "text"}},
+    "classification · text · bag": {"data": sentences, "target": "topic", "data.inputs": {"text": "text"}, "model": "bag", "train.epochs": 2},
+    "classification · text · transformer": {
+        "data": sentences, "target": "topic", "data.inputs": {"text": "text"}, "model": "transformer", "train.epochs": 1,
+    },
+    "classification · image · cnn": {"data": digits, "target": "digit", "train.epochs": 2},
+    "regression · table · trees": {"task": "regression"},
+    "regression · table · mlp": {"task": "regression", "model": "mlp", "train.epochs": 3},
+    "clustering · table · k-means": {"task": "clustering"},
+    "two outputs · text and table · nets": {
+        "data": mixed, "data.inputs": {"text": "text", "size": "number"}, "data.outputs": {"topic": "category", "price": "number"}, "train.epochs": 2,
+    },
+    "tagging (probe)": {"task": "modelyard-probes/tagging"},
+    "generation (probe)": {"task": "modelyard-probes/character-generation"},
+    "control (probe)": {"task": "modelyard-probes/control"},
+    "forecasting (probe)": {"task": "modelyard-probes/forecasting"},
+}  # fmt: skip
+
+
+def project_of(row: dict[str, Any], folder: Path) -> Any:
+    """The project of a row: its own data, or the toy of its task."""
+    from modelyard.project import load_project
+
+    row = dict(row)
+    maker = row.pop("data", None)
+    (folder / "modelyard.yaml").write_text("version: 1\nname: cell\n", encoding="utf-8")
+    if maker is not None:
+        values = {"data.path": pl.DataFrame({k: pl.Series(k, v) for k, v in maker().items()}), **row}
+        if "target" in values:
+            values["data.target"] = values.pop("target")
+        return load_project(folder, values={**values, "train.seed": 1})
+    toy = registry.load("tasks", row["task"]).TASK.toy(240, 0)
+    data = toy_data(toy)
+    project = load_project(folder, values={**row, "train.seed": 1, **({"data.env": data.env} if data.env else {"data.path": data.path})})
+    object.__setattr__(project, "data", data)
+    return project
+
+
+def cells(row: dict[str, Any], folder: Path) -> dict[str, str]:
+    """`ok`, or `never`/`not yet`/`use`/`needs` with the reason, for every verb."""
+    from modelyard.options import Options
+
+    project = project_of(row, folder)
+    state: dict[str, Any] = {}
+
+    def verb(name: str, model: Any = None, **keys: Any) -> Any:
+        options = Options(json=True, quiet=True, trust_code=True)
+        return registry.load("verbs", name).run(project, model=model, options=options)
+
+    def train() -> None:
+        state["run"] = str(verb("train").run)
+
+    def predict() -> None:
+        model = Model.load(Path(state["run"]) / "model")
+        answers = model.predict(model.examples)
+        assert answers.failed == 0 and len(answers) > 0
+
+    def threshold() -> None:
+        from modelyard.tasks._binding import bind
+        from modelyard.verbs.evaluate._thresholds import tune
+
+        if project.data.env:
+            raise Unsupported("an environment has no validation rows", "never")
+        folder = Path(state["run"]) / "model"
+        model = Model.load(folder)
+        bound = bind(project.data, project.task, project.base, like=model.pipeline, tasks=model.tasks, seed=1)
+        child = tune(model, bound, "f1", folder)
+        assert Model.load(child).replay().ok
+
+    def export() -> None:
+        exported = verb("export", state["run"])
+        assert exported.parity["max_difference"] <= 1e-4
+        state["export"] = exported.folder
+
+    def serve() -> None:
+        from modelyard.verbs.serve import serve as serving
+
+        folder = state.get("export", str(Path(state["run"]) / "model"))
+        rows = Model.load(folder).examples[:30]
+        with serving(folder) as server:
+            body = json.dumps({"instances": rows}).encode()
+            with urllib.request.urlopen(urllib.request.Request(f"{server.url}/v1/models/cell:predict", body)) as response:
+                answers = json.load(response)["predictions"]
+        expected = Model.load(folder).predict(rows)
+        assert len(answers) == len(expected) and not any(isinstance(a, dict) and isinstance(a.get("error"), dict) for a in answers)
+
+    steps: dict[str, Callable[[], Any]] = {
+        "check": lambda: verb("check"), "plan": lambda: verb("plan"), "train": train, "predict": predict,
+        "evaluate": lambda: verb("evaluate", state["run"]), "threshold": threshold, "report": lambda: verb("report", state["run"]),
+        "export": export, "serve": serve,
+    }  # fmt: skip
+    found = {}
+    for name in VERBS:
+        try:
+            steps[name]()
+            found[name] = "ok"
+        except Unsupported as refusal:
+            found[name] = f"{refusal.why}: {refusal.message}"
+        except GateFailed:  # it ran and found something to mend, which toys with few different rows deserve
+            found[name] = "ok"
+        except ModelyardError as error:
+            raise AssertionError(f"{name}: {error}") from error
+    return found
+
+
+@pytest.mark.parametrize("name", list(ROWS))
+def test_matrix(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    found = cells(ROWS[name], tmp_path)
+    expected = json.loads(EXPECTED.read_text(encoding="utf-8")) if EXPECTED.is_file() else {}
+    if request.config.getoption("--refresh"):
+        expected[name] = found
+        EXPECTED.write_text(json.dumps({k: expected[k] for k in ROWS if k in expected}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        MATRIX.write_text(page({k: expected[k] for k in ROWS if k in expected}), encoding="utf-8")
+        return
+    lost = [verb for verb, what in expected.get(name, {}).items() if what == "ok" and found[verb] != "ok"]
+    assert not lost, f"{name}: cells that worked now refuse: {[(v, found[v]) for v in lost]}"
+    assert found == expected.get(name), "the matrix changed; look at it and refresh with: make matrix"
+
+
+def test_page_is_the_matrix() -> None:
+    assert MATRIX.read_text(encoding="utf-8") == page(json.loads(EXPECTED.read_text(encoding="utf-8")))
+
+
+def page(found: dict[str, dict[str, str]]) -> str:
+    lines = ["# Tasks × verbs", "", "Made from what ran (`make matrix`): ✓ works, a number refuses for the reason below.", ""]
+    lines += ["| | " + " | ".join(VERBS) + " |", "|---|" + "---|" * len(VERBS)]
+    reasons: list[str] = []
+    for name, row in found.items():
+        marks = []
+        for verb in VERBS:
+            if row[verb] == "ok":
+                marks.append("✓")
+                continue
+            if row[verb] not in reasons:
+                reasons.append(row[verb])
+            marks.append(str(reasons.index(row[verb]) + 1))
+        lines.append(f"| {name} | " + " | ".join(marks) + " |")
+    working = sum(cell == "ok" for row in found.values() for cell in row.values())
+    lines += ["", f"{working} of {sum(len(r) for r in found.values())} cells work.", "", *(f"{i}. {r}" for i, r in enumerate(reasons, 1)), ""]
+    return "\n".join(lines)
+
+
+def test_image_rows_are_base64_in_json() -> None:
+    """What a client sends for an image is what `to_json` gives."""
+    kind = registry.load("kinds", "image").KIND
+    value = digits()["image"][0]
+    assert kind.to_json(pl.Series([value], dtype=pl.Binary)) in ([base64.b64encode(value).decode()], [f"data:image/png;base64,{base64.b64encode(value).decode()}"])
