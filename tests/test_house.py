@@ -44,7 +44,12 @@ def modules() -> list[Path]:
 def imported(path: Path) -> set[str]:
     """Dotted names of our own modules that a file imports, TYPE_CHECKING blocks left out."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    skipped = {id(n) for block in ast.walk(tree) if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test) for n in ast.walk(block)}
+    skipped = {
+        id(n)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
+        for n in ast.walk(block)
+    }
     found = set()
     for node in ast.walk(tree):
         if id(node) in skipped:
@@ -81,7 +86,11 @@ def test_verbs_meet_only_at_named_edges() -> None:
         parts = path.relative_to(ROOT).parts
         if parts[0] != "verbs" or len(parts) < 3:
             continue
-        found |= {(parts[1], name.split(".")[2]) for name in imported(path) if name.startswith("modelyard.verbs.") and name.split(".")[2] != parts[1]}
+        found |= {
+            (parts[1], name.split(".")[2])
+            for name in imported(path)
+            if name.startswith("modelyard.verbs.") and name.split(".")[2] != parts[1]
+        }
     assert found <= VERB_EDGES, f"new edges between verbs: {sorted(found - VERB_EDGES)}"
 
 
@@ -124,7 +133,16 @@ def test_lazy_start(start: str) -> None:
 def test_core_modules_import_without_the_extras() -> None:
     """Everything but nets, losses and what trains them imports when no extra is installed."""
     blocked = ["torch", "lightgbm", "sklearn", "scipy", "onnx", "onnxscript", "pyarrow", "pandas", "matplotlib", "safetensors"]
-    skip = ("nets.", "losses.", "data.batches", "verbs.train.loop", "verbs.train.fit_net", "verbs.train.optimisers", "verbs.train.augment", "verbs.train.guard")
+    skip = (
+        "nets.",
+        "losses.",
+        "data.batches",
+        "verbs.train.loop",
+        "verbs.train.fit_net",
+        "verbs.train.optimisers",
+        "verbs.train.augment",
+        "verbs.train.guard",
+    )
     names = []
     for path in modules():
         dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -159,14 +177,20 @@ def test_nothing_of_this_machine_is_in_the_repository() -> None:
     wrong = []
     for name in tracked.stdout.splitlines():
         path = REPOSITORY / name
-        if path.suffix in (".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".json", "") and path.is_file() and path.stat().st_size < 500_000:
+        if (
+            path.suffix in (".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".json", "")
+            and path.is_file()
+            and path.stat().st_size < 500_000
+        ):
             text = path.read_text(encoding="utf-8", errors="ignore")
             if re.search(r"/(root|home|work|opt)/[a-z]", text) and name != "tests/test_house.py":
                 wrong.append(name)
     assert not wrong, f"paths of a machine in {wrong}"
 
 
-@pytest.mark.parametrize("group", ["kinds", "tasks", "nets", "estimators", "losses", "metrics", "runtime/programs", "runtime/backends", "data/frames", "verbs"])
+@pytest.mark.parametrize(
+    "group", ["kinds", "tasks", "nets", "estimators", "losses", "metrics", "runtime/programs", "runtime/backends", "data/frames", "verbs"]
+)
 def test_every_name_has_a_sentence(group: str) -> None:
     for name in registry.names(group):
         assert len(registry.describe(group, name)) > 20, f"{group}/{name}"

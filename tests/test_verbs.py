@@ -186,7 +186,9 @@ def test_matrix(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> No
     expected = json.loads(EXPECTED.read_text(encoding="utf-8")) if EXPECTED.is_file() else {}
     if request.config.getoption("--refresh"):
         expected[name] = found
-        EXPECTED.write_text(json.dumps({k: expected[k] for k in ROWS if k in expected}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        EXPECTED.write_text(
+            json.dumps({k: expected[k] for k in ROWS if k in expected}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
         MATRIX.write_text(page({k: expected[k] for k in ROWS if k in expected}), encoding="utf-8")
         return
     lost = [verb for verb, what in expected.get(name, {}).items() if what == "ok" and found[verb] != "ok"]
@@ -213,7 +215,13 @@ def page(found: dict[str, dict[str, str]]) -> str:
             marks.append(str(reasons.index(row[verb]) + 1))
         lines.append(f"| {name} | " + " | ".join(marks) + " |")
     working = sum(cell == "ok" for row in found.values() for cell in row.values())
-    lines += ["", f"{working} of {sum(len(r) for r in found.values())} cells work.", "", *(f"{i}. {r}" for i, r in enumerate(reasons, 1)), ""]
+    lines += [
+        "",
+        f"{working} of {sum(len(r) for r in found.values())} cells work.",
+        "",
+        *(f"{i}. {r}" for i, r in enumerate(reasons, 1)),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -221,4 +229,7 @@ def test_image_rows_are_base64_in_json() -> None:
     """What a client sends for an image is what `to_json` gives."""
     kind = registry.load("kinds", "image").KIND
     value = digits()["image"][0]
-    assert kind.to_json(pl.Series([value], dtype=pl.Binary)) in ([base64.b64encode(value).decode()], [f"data:image/png;base64,{base64.b64encode(value).decode()}"])
+    assert kind.to_json(pl.Series([value], dtype=pl.Binary)) in (
+        [base64.b64encode(value).decode()],
+        [f"data:image/png;base64,{base64.b64encode(value).decode()}"],
+    )

@@ -75,7 +75,9 @@ def _samples(name: str) -> list[Any]:
 
 def check_encoding(encoding: Encoding, column: pl.Series) -> None:
     """Parts tell the truth, rows do not see their neighbours, merged halves equal the whole, the state survives storage."""
-    assert dataclasses.is_dataclass(encoding.Config) and dataclasses.is_dataclass(encoding.State), f"{encoding.name}: Config and State are dataclasses"
+    assert dataclasses.is_dataclass(encoding.Config) and dataclasses.is_dataclass(encoding.State), (
+        f"{encoding.name}: Config and State are dataclasses"
+    )
     state = encoding.fit(column)
     arrays = encoding.encode(column, state, {})
     parts = encoding.parts(state)
@@ -190,7 +192,9 @@ def check_net(name: str, seed: int = 0) -> None:
         make = lambda: build(spec, {"c": parts}, options.get("cardinalities", []), heads, seed=seed)  # noqa: E731, B023
         network = make()
         twin = make()
-        assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), twin.state_dict().values(), strict=True)), f"{name}: weights are not a function of the seed"
+        assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), twin.state_dict().values(), strict=True)), (
+            f"{name}: weights are not a function of the seed"
+        )
         batch = {k: torch.from_numpy(v) for k, v in dense({f"c.{k}": v for k, v in arrays.items()}).items()}
         network.train()
         network(batch)["y.logits"].square().sum().backward()
@@ -266,4 +270,14 @@ def check_method(name: str, kind: str, truth: np.ndarray, prediction: Any) -> No
     assert np.isfinite(entry["value"]) and entry["better"] in ("higher", "lower"), f"{name}: {entry}"
 
 
-__all__ = ["RowError", "check_encoding", "check_estimator", "check_kind", "check_method", "check_net", "check_task", "random_inputs", "toy_data"]
+__all__ = [
+    "RowError",
+    "check_encoding",
+    "check_estimator",
+    "check_kind",
+    "check_method",
+    "check_net",
+    "check_task",
+    "random_inputs",
+    "toy_data",
+]

@@ -111,7 +111,7 @@ class LabelSet(Kind):
         for row, value in enumerate(column.to_list()):
             labels = _split(value)
             if labels is None and value is not None:
-                errors.append(RowError(row, column.name, "is not a list of labels; send [\"a\", \"b\"]", repr(value)[:80]))
+                errors.append(RowError(row, column.name, 'is not a list of labels; send ["a", "b"]', repr(value)[:80]))
             clean.append(labels)
         return pl.Series(column.name, clean, dtype=pl.List(pl.String)), errors
 

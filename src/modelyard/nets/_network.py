@@ -86,8 +86,14 @@ class UserNetwork(nn.Module):
 
 
 def build(
-    spec: Mapping[str, Any], parts: Parts, cardinalities: Sequence[int], heads: Sequence[Head], *,
-    seed: int | None = None, statistics: Mapping[str, Any] | None = None, trust_code: bool = False,
+    spec: Mapping[str, Any],
+    parts: Parts,
+    cardinalities: Sequence[int],
+    heads: Sequence[Head],
+    *,
+    seed: int | None = None,
+    statistics: Mapping[str, Any] | None = None,
+    trust_code: bool = False,
 ) -> nn.Module:
     """The network that a manifest (or the learner) describes.
 
@@ -139,7 +145,9 @@ def user_module(spec: Mapping[str, Any], trust_code: bool) -> nn.Module:
             raise UsageError(f"model.module names {path}, which does not exist")
         if "sha256" in spec:
             if not trust_code:
-                raise UsageError(f"this model runs the code in {path}; allow it with --trust-code, or use its ONNX export, which needs none")
+                raise UsageError(
+                    f"this model runs the code in {path}; allow it with --trust-code, or use its ONNX export, which needs none"
+                )
             if hashlib.sha256(path.read_bytes()).hexdigest() != spec["sha256"]:
                 raise ArtefactError(f"{path} is not the file that this model was trained with (its hash differs)")
         label = f"modelyard_user_{path.stem}"

@@ -1,10 +1,10 @@
 """A run folder: what was asked, what happened, what came out. Nothing in it is ever overwritten by another run.
 
-    config.yaml     resolved settings with the origin of each value
-    run.json        verb, versions, machine, data fingerprint, times, state
-    events.jsonl    one JSON object per event of training
-    metrics.json    metrics by split and output
-    checkpoints/ samples/ plots/ model/ report.html
+config.yaml     resolved settings with the origin of each value
+run.json        verb, versions, machine, data fingerprint, times, state
+events.jsonl    one JSON object per event of training
+metrics.json    metrics by split and output
+checkpoints/ samples/ plots/ model/ report.html
 """
 
 from __future__ import annotations
@@ -149,5 +149,7 @@ def model_folder(given: str | Path | None, runs: Path) -> Path:
             raise ArtefactError(f"{given} is neither a model folder (with manifest.json) nor a run folder (with run.json)")
     run = Run.find(runs, None if given is None else str(given))
     if not (run.model / "manifest.json").is_file():
-        raise ArtefactError(f"{run.folder} holds no model: its state is {run.read('run.json').get('state', 'unknown')}; train it to the end with --resume")
+        raise ArtefactError(
+            f"{run.folder} holds no model: its state is {run.read('run.json').get('state', 'unknown')}; train it to the end with --resume"
+        )
     return run.model

@@ -13,7 +13,6 @@ from modelyard.errors import ArtefactError
 from modelyard.runtime.answers import Graph
 from modelyard.runtime.pipeline import Pipeline
 
-
 AGAIN = ":again"
 """Behind an output's name where an input has the same (a state that goes in and comes out): ONNX allows a name once."""
 

@@ -1,8 +1,8 @@
 """Judges a saved model on its own test rows or on new data: metrics with intervals, a baseline, and gates.
 
-    modelyard evaluate
-    modelyard evaluate runs/churn-0001 data=new.csv
-    modelyard evaluate evaluate.metrics=[roc_auc,f1]
+modelyard evaluate
+modelyard evaluate runs/churn-0001 data=new.csv
+modelyard evaluate evaluate.metrics=[roc_auc,f1]
 """
 
 from __future__ import annotations
@@ -140,7 +140,15 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
 
         child = str(tune(loaded, bound, config.threshold, Path(folder)))
     failed = {s: len(e) for s, e in evaluation.failed.items()}
-    found = Evaluated(str(folder), metrics, evaluation.baselines(), {s: bound.splits[s].height for s in splits if s in bound.splits}, failed, results, child)
+    found = Evaluated(
+        str(folder),
+        metrics,
+        evaluation.baselines(),
+        {s: bound.splits[s].height for s in splits if s in bound.splits},
+        failed,
+        results,
+        child,
+    )
     missed = [g for g in results if not g["passed"]]
     if missed:
         details = [Problem(f"is {g['value']:.4g}, wanted {g['limit']}", f"{last}.{g['metric']}") for g in missed]
@@ -150,8 +158,10 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
 
 def _splits(project: Any) -> bool:
     """Whether the data that came says itself which rows are for what."""
-    return project.data.test is not None or project.origins.get("data.split", "default") != "default" or any(
-        k.startswith("data.split.") and v != "default" for k, v in project.origins.items()
+    return (
+        project.data.test is not None
+        or project.origins.get("data.split", "default") != "default"
+        or any(k.startswith("data.split.") and v != "default" for k, v in project.origins.items())
     )
 
 
@@ -173,7 +183,9 @@ def _data(project: Any, folder: Any, model: Any) -> tuple[Any, Any, bool]:
         if not project.has("data"):
             raise ConfigError(f"{folder} does not know its data; name some: modelyard evaluate {folder} data=FILE")
         return project.data, project.base, True
-    if project.data.env or (project.has("data") and open_source(project.data, project.base).fingerprint != model.manifest["data"]["fingerprint"]):
+    if project.data.env or (
+        project.has("data") and open_source(project.data, project.base).fingerprint != model.manifest["data"]["fingerprint"]
+    ):
         return project.data, project.base, True
     config = json.loads(stored.read_text(encoding="utf-8"))
     if '"<' in json.dumps(config["settings"]["data"]):

@@ -63,9 +63,7 @@ def judge(
         failed[split], kept[split] = answers.errors, answers
         whole = len(good) == answers.rows
         truth, found = (frame, answers.columns) if whole else (frame[good], answers.columns[good])
-        out[split] = {
-            column.name: _output(model, bound, column, truth, found, wanted, positive, seed) for column in model.pipeline.outputs
-        }
+        out[split] = {column.name: _output(model, bound, column, truth, found, wanted, positive, seed) for column in model.pipeline.outputs}
     return Evaluation(out, failed, kept)
 
 
@@ -83,8 +81,14 @@ def predicted(column: Column, answers: pl.DataFrame, features: np.ndarray | None
 
 
 def _output(
-    model: Model, bound: Bound, column: Column, truth: pl.DataFrame, answers: pl.DataFrame, wanted: Sequence[str] | None,
-    positive: str | None, seed: int,
+    model: Model,
+    bound: Bound,
+    column: Column,
+    truth: pl.DataFrame,
+    answers: pl.DataFrame,
+    wanted: Sequence[str] | None,
+    positive: str | None,
+    seed: int,
 ) -> dict[str, Any]:
     supervised = column.name in truth.columns
     features = None if supervised else _features(model, truth)
@@ -96,7 +100,15 @@ def _output(
     if positive is not None and labels and positive in labels and len(labels) == 2:
         options["positive"] = labels.index(positive)
     scores = scoring.evaluate_output(column.kind, is_true, found, names, **options)
-    entry: dict[str, Any] = {"kind": column.kind, "headline": next(iter(scores), None), "metrics": scores, "baseline": {}, "pictures": {}, "worst": [], "slices": []}
+    entry: dict[str, Any] = {
+        "kind": column.kind,
+        "headline": next(iter(scores), None),
+        "metrics": scores,
+        "baseline": {},
+        "pictures": {},
+        "worst": [],
+        "slices": [],
+    }
     if column.kind not in scoring.DEFAULTS:
         return entry
     entry["pictures"] = picture_data(column.kind, is_true, found, labels=labels, seed=seed)
@@ -151,8 +163,11 @@ def _worst(
     for i, row in enumerate(order.tolist()):
         rows.append(
             {
-                "row": row + 1, "inputs": {c.name: c.rules.draw(drawn[c.name][i]) for c in shown}, "truth": _text(true[i]),
-                "prediction": _text(said[i]), "confidence": None if found.scores is None else float(found.scores[row].max()),
+                "row": row + 1,
+                "inputs": {c.name: c.rules.draw(drawn[c.name][i]) for c in shown},
+                "truth": _text(true[i]),
+                "prediction": _text(said[i]),
+                "confidence": None if found.scores is None else float(found.scores[row].max()),
                 "loss": float(errors_B[row]),
             }  # fmt: skip
         )
@@ -166,7 +181,12 @@ def _text(value: Any) -> str:
 
 
 def _slices(
-    bound: Bound, column: Column, truth: pl.DataFrame, found: scoring.Predicted, is_true: np.ndarray, headline: str | None,
+    bound: Bound,
+    column: Column,
+    truth: pl.DataFrame,
+    found: scoring.Predicted,
+    is_true: np.ndarray,
+    headline: str | None,
     options: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """The headline metric where a category has one value, or a number lies in one quarter; the worst first."""
@@ -195,5 +215,8 @@ def _masks(source: Column, values: pl.Series) -> list[tuple[str, np.ndarray]]:
     if source.kind == "text":
         size = values.str.len_chars().fill_null(0).to_numpy()
         middle = float(np.median(size))
-        return [(f"{source.name}: up to {middle:.0f} characters", size <= middle), (f"{source.name}: longer than {middle:.0f}", size > middle)]
+        return [
+            (f"{source.name}: up to {middle:.0f} characters", size <= middle),
+            (f"{source.name}: longer than {middle:.0f}", size > middle),
+        ]
     return []

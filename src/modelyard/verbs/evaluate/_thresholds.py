@@ -52,7 +52,12 @@ def _best(truth: np.ndarray, scores: np.ndarray, metric: str, kind: str) -> floa
     best, chosen = None, 0.5
     for t in candidates.tolist():
         value = scoring.evaluate_output(
-            kind, truth[known], scoring.Predicted(labels=(scores[known] >= t).astype(np.int64)), [metric], labels=["no", "yes"], intervals=False
+            kind,
+            truth[known],
+            scoring.Predicted(labels=(scores[known] >= t).astype(np.int64)),
+            [metric],
+            labels=["no", "yes"],
+            intervals=False,
         )[metric]["value"]
         if value == value and (best is None or (value > best if better == "higher" else value < best)):
             best, chosen = value, t

@@ -1,7 +1,7 @@
 """Writes a model in a form that runs elsewhere, and refuses if it answers the stored examples differently.
 
-    modelyard export runs/churn-0001
-    modelyard export runs/churn-0001 export.format=onnx
+modelyard export runs/churn-0001
+modelyard export runs/churn-0001 export.format=onnx
 """
 
 from __future__ import annotations

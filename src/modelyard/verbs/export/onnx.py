@@ -75,9 +75,7 @@ def _estimator(model: Model, target: Path, inputs: Mapping[str, np.ndarray]) -> 
     return {"main": "model.onnx"}
 
 
-def _network(
-    model: Model, target: Path, recorded: Mapping[str, Mapping[str, np.ndarray]], trust_code: bool
-) -> dict[str, str]:
+def _network(model: Model, target: Path, recorded: Mapping[str, Mapping[str, np.ndarray]], trust_code: bool) -> dict[str, str]:
     from modelyard.runtime.backends.torch import rebuild
 
     network = rebuild(model.folder, model.manifest, model.pipeline, trust_code=trust_code)

@@ -1,7 +1,7 @@
 """Says what train would do and writes nothing: every setting with its origin, rows, classes, parameters, files.
 
-    modelyard plan
-    modelyard plan data=customers.csv target=churned model=mlp
+modelyard plan
+modelyard plan data=customers.csv target=churned model=mlp
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Plan:
         for key, value in _flat(self.settings):
             origin = self.origins.get(key, "default")
             if origin != "default":
-                lines.append(f"{key:<32} {str(value):<25} {origin}")
+                lines.append(f"{key:<32} {value!s:<25} {origin}")
         lines += ["", "rows      " + ", ".join(f"{n} {s}" for s, n in self.rows.items()) + f"; {self.set_aside} set aside"]
         lines += ["inputs    " + ", ".join(f"{k} ({v})" for k, v in self.inputs.items())]
         lines += ["outputs   " + ", ".join(f"{k} ({v})" for k, v in self.outputs.items())]

@@ -1,7 +1,7 @@
 """Answers rows with a saved model; every row that comes gets a row back, with an error where it could not be used.
 
-    modelyard predict runs/churn-0001 data=new.csv
-    modelyard predict model data=new.parquet out=answers.parquet
+modelyard predict runs/churn-0001 data=new.csv
+modelyard predict model data=new.parquet out=answers.parquet
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Predicted:
     write(answers, out)
     errors = [vars(e) for e in answers.errors]
     errors += [{"row": s.line, "column": s.column or "", "reason": f"was set aside while reading: {s.reason}"} for s in source.set_aside]
-    return Predicted(answers.rows + len(source.set_aside), answers.failed + len(source.set_aside), str(out), errors, loaded.name, loaded.version)
+    return Predicted(
+        answers.rows + len(source.set_aside), answers.failed + len(source.set_aside), str(out), errors, loaded.name, loaded.version
+    )
 
 
 def write(answers: Any, out: Path) -> None:

@@ -1,7 +1,7 @@
 """Does everything the project file asks for: train, evaluate, export. What did not change is not done again.
 
-    modelyard run
-    modelyard run -f examples/churn/modelyard.yaml
+modelyard run
+modelyard run -f examples/churn/modelyard.yaml
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ class Ran:
 
 def run(project: Any, *, model: str | None = None, options: Any) -> Ran:
     """The verb."""
-
 
     began = time.monotonic()
     resolved = project.resolved()

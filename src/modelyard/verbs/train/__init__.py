@@ -1,8 +1,8 @@
 """Fits a model to the data of a project and leaves a run folder with the model, its metrics and a report.
 
-    modelyard train
-    modelyard train data=customers.csv target=churned train.budget=2m
-    modelyard train --resume
+modelyard train
+modelyard train data=customers.csv target=churned train.budget=2m
+modelyard train --resume
 """
 
 from __future__ import annotations
@@ -217,9 +217,7 @@ def _weights(bound: Bound) -> np.ndarray | None:
     return bound.splits["train"][bound.weight].cast(pl.Float64).to_numpy().astype(np.float32)
 
 
-def _judge(
-    run: Run, folder: Path, bound: Bound, facts: dict[str, Any], judged_by: Any, lang: str, interrupted: bool
-) -> Trained:
+def _judge(run: Run, folder: Path, bound: Bound, facts: dict[str, Any], judged_by: Any, lang: str, interrupted: bool) -> Trained:
     """Metrics and report come from the saved model, loaded back."""
     from modelyard.verbs.evaluate import Config as Judged
     from modelyard.verbs.evaluate import gates, judge
@@ -248,7 +246,11 @@ def _about(model: Model, facts: Mapping[str, Any]) -> dict[str, Any]:
     if "parts" in section:
         made = f"{section['combine']} of {', '.join(section['parts'])}"
         section = {"estimator": made}
-    made = section.get("estimator") or ", ".join(n["name"] for n in section["net"].get("nets", {}).values()) or section["net"]["user"]["module"]
+    made = (
+        section.get("estimator")
+        or ", ".join(n["name"] for n in section["net"].get("nets", {}).values())
+        or section["net"]["user"]["module"]
+    )
     training = facts["training"]
     return {
         "task": ", ".join(sorted(set(model.tasks.values()))), "model": made, "inputs": [f"{f.name} ({f.kind})" for f in model.signature.inputs],
@@ -272,7 +274,7 @@ def _data(bound: Bound) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class _ctrl_c:  # noqa: N801 - used as a context manager, like a function
+class _ctrl_c:
     """First Ctrl-C: finish the step, save, evaluate; second: stop now. Only the main thread may set it."""
 
     def __init__(self, stop: threading.Event, say: Callable[[str], None]) -> None:

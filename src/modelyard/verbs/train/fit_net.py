@@ -53,9 +53,21 @@ def describe(choice: Choice, pipeline: Pipeline, rows: int) -> tuple[dict[str, A
 
 
 def fit(
-    spec: Mapping[str, Any], families: list[dict[str, object]], pipeline: Pipeline, tasks: Mapping[str, Task], train: Arrays,
-    valid: Arrays | None, config: TrainConfig, *, weights: np.ndarray | None, folder: Path | None, resume: bool,
-    events: Callable[[dict[str, Any]], None], stop: threading.Event, progress: Callable[[int, int, str], None] | None, device: str,
+    spec: Mapping[str, Any],
+    families: list[dict[str, object]],
+    pipeline: Pipeline,
+    tasks: Mapping[str, Task],
+    train: Arrays,
+    valid: Arrays | None,
+    config: TrainConfig,
+    *,
+    weights: np.ndarray | None,
+    folder: Path | None,
+    resume: bool,
+    events: Callable[[dict[str, Any]], None],
+    stop: threading.Event,
+    progress: Callable[[int, int, str], None] | None,
+    device: str,
 ) -> tuple[dict[str, Any], torch.nn.Module, dict[str, np.ndarray], Result, TrainConfig, dict[str, str]]:
     """(manifest section, network, weights, result, resolved settings, their origins)."""
     config, origins = resolve(config, *families)
@@ -70,7 +82,9 @@ def fit(
     )
     terms = [term(pipeline, tasks[h.output], h.output, h.key, config, train[1]) for h in heads]
     rows = len(next(iter(train[0].values())))
-    batches = Batches(train[0], train[1], batch=int(config.batch or 1), seed=config.seed, weights=weights, drop_last=rows > 2 * int(config.batch or 1))
+    batches = Batches(
+        train[0], train[1], batch=int(config.batch or 1), seed=config.seed, weights=weights, drop_last=rows > 2 * int(config.batch or 1)
+    )
     checks = None if valid is None else Batches(valid[0], valid[1], batch=512, shuffle=False)
     hook = augmentation(config, pipeline)
     if config.smoke and not resume:
@@ -91,9 +105,7 @@ def statistics(pipeline: Pipeline) -> dict[str, Any]:
     return found
 
 
-def term(
-    pipeline: Pipeline, task: Task, output: str, key: str, config: TrainConfig, targets: Mapping[str, Array]
-) -> Term:
+def term(pipeline: Pipeline, task: Task, output: str, key: str, config: TrainConfig, targets: Mapping[str, Array]) -> Term:
     """The loss of one output with its options."""
     column = next(c for c in pipeline.outputs if c.name == output)
     chosen = task.losses.get(column.kind)
@@ -103,7 +115,9 @@ def term(
     options: dict[str, Any] = {}
     if chosen.name == "cross_entropy" and config.label_smoothing:
         options["label_smoothing"] = config.label_smoothing
-    return Term(key, f"{output}.{chosen.target}", loss, options, 1.0, class_weights(config, column, targets.get(f"{output}.{chosen.target}")))
+    return Term(
+        key, f"{output}.{chosen.target}", loss, options, 1.0, class_weights(config, column, targets.get(f"{output}.{chosen.target}"))
+    )
 
 
 def class_weights(config: TrainConfig, column: Any, target: Array | None) -> torch.Tensor | None:
@@ -117,7 +131,9 @@ def class_weights(config: TrainConfig, column: Any, target: Array | None) -> tor
     unknown = sorted(set(config.class_weights) - set(labels))
     if unknown:
         allowed = ", ".join(labels)
-        raise ConfigError(f"train.class_weights names unknown labels: {', '.join(unknown)}", [Problem(f"expected {allowed}", "train.class_weights")])
+        raise ConfigError(
+            f"train.class_weights names unknown labels: {', '.join(unknown)}", [Problem(f"expected {allowed}", "train.class_weights")]
+        )
     return torch.tensor([float(config.class_weights.get(label, 1.0)) for label in labels])
 
 
@@ -136,13 +152,21 @@ def augmentation(config: TrainConfig, pipeline: Pipeline) -> Augment | None:
 
 
 def _smoke(
-    network: torch.nn.Module, terms: list[Term], train: Batches, valid: Batches | None, config: TrainConfig, hook: Augment | None, device: str
+    network: torch.nn.Module,
+    terms: list[Term],
+    train: Batches,
+    valid: Batches | None,
+    config: TrainConfig,
+    hook: Augment | None,
+    device: str,
 ) -> None:
     """Two steps, a validation and a save on a copy: what would fail after the first epoch fails now."""
     state = torch.random.get_rng_state()
     some = np.arange(min(train.rows, 2 * train.batch))
     pick = lambda group: {k: take(v if not isinstance(v, torch.Tensor) else v.numpy(), some) for k, v in group.items()}  # noqa: E731
     small = Batches(pick(train.inputs), pick(train.targets), batch=train.batch, seed=config.seed)
-    job = Fit(copy.deepcopy(network), terms, small, None, replace(config, epochs=1, budget=None, compile=False), augment=hook, device=device)
+    job = Fit(
+        copy.deepcopy(network), terms, small, None, replace(config, epochs=1, budget=None, compile=False), augment=hook, device=device
+    )
     job.run(None, lambda event: None, threading.Event())
     torch.random.set_rng_state(state)

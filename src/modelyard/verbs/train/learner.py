@@ -87,7 +87,9 @@ def _composite(section: Mapping[str, Any], pipeline: Pipeline, tasks: dict[str, 
         problems.append(Problem(f"got {rule!r}, expected one of {', '.join(RULES)}", "model.combine"))
     if (rule == "weights") != (weights is not None):
         problems.append(Problem("goes with combine: weights, and only with it", "model.weights"))
-    elif weights is not None and (not isinstance(weights, list) or len(weights) != len(parts) or min(weights, default=0) < 0 or sum(weights) <= 0):
+    elif weights is not None and (
+        not isinstance(weights, list) or len(weights) != len(parts) or min(weights, default=0) < 0 or sum(weights) <= 0
+    ):
         problems.append(Problem(f"got {weights!r}, expected one weight from 0 for each part", "model.weights"))
     if stray := set(section) - {"parts", "combine", "weights"}:
         problems.append(Problem(f"{', '.join(sorted(stray))} is no key of a composite; expected parts, combine, weights", "model"))

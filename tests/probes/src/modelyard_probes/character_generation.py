@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+
 from modelyard.runtime.answers import Param
 from modelyard.tasks._contract import Loss, Task, Toy
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+
 from modelyard.tasks._contract import Loss, Task, Toy
 
 

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from modelyard.runtime.answers import Graph, Randomness
 
 
-def run(
-    graphs: Mapping[str, Graph], inputs: dict[str, np.ndarray], params: Mapping[str, Any], random: Randomness
-) -> dict[str, np.ndarray]:
+def run(graphs: Mapping[str, Graph], inputs: dict[str, np.ndarray], params: Mapping[str, Any], random: Randomness) -> dict[str, np.ndarray]:
     found = graphs["read"](inputs)
     state, token_B = found["state"], found["start"]
     generators = [random.generator(i) for i in range(len(token_B))]
@@ -33,4 +32,6 @@ def _draw(logits_BK: np.ndarray, temperature: float, generators: list[np.random.
     scaled = logits_BK.astype(np.float64) / temperature
     weights = np.exp(scaled - scaled.max(1, keepdims=True))
     cumulated = np.cumsum(weights / weights.sum(1, keepdims=True), 1)
-    return np.array([min(int(np.searchsorted(c, g.random())), logits_BK.shape[1] - 1) for c, g in zip(cumulated, generators, strict=True)], np.int64)
+    return np.array(
+        [min(int(np.searchsorted(c, g.random())), logits_BK.shape[1] - 1) for c, g in zip(cumulated, generators, strict=True)], np.int64
+    )

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from modelyard.kinds._contract import Head, Part
 from torch import nn
+
+from modelyard.kinds._contract import Head, Part
 
 ACCEPTS = ("chars",)
 TRAIN = {"epochs": 40, "lr": 1e-2, "batch": 32, "optimiser": "adamw", "schedule": "constant"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+
 from modelyard.kinds._contract import Array, Context, Encoding, Kind, Part, RowError
 
 
@@ -61,7 +62,11 @@ class History(Kind):
     def check(self, column: pl.Series) -> tuple[pl.Series, list[RowError]]:
         values = column.to_list()
         good = [isinstance(v, list) and all(isinstance(x, int | float) for x in v) for v in values]
-        errors = [RowError(i, column.name, "is no list of numbers", repr(v)[:80]) for i, (v, g) in enumerate(zip(values, good, strict=True)) if not g and v is not None]
+        errors = [
+            RowError(i, column.name, "is no list of numbers", repr(v)[:80])
+            for i, (v, g) in enumerate(zip(values, good, strict=True))
+            if not g and v is not None
+        ]
         return pl.Series(column.name, [v if g else None for v, g in zip(values, good, strict=True)], dtype=pl.List(pl.Float64)), errors
 
     def fits(self, column: pl.Series) -> float:

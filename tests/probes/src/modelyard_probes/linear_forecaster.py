@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from modelyard.kinds._contract import Part
 from torch import nn
+
+from modelyard.kinds._contract import Part
 
 ACCEPTS = ("levels",)
 TRAIN = {"epochs": 60, "lr": 2e-2, "batch": 32, "schedule": "cosine"}

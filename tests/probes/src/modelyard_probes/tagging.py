@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+
 from modelyard.tasks._contract import Loss, Task, Toy
 
 WORDS = {"A": ["anna", "bob", "carl"], "V": ["sees", "likes", "calls"], "N": ["home", "music", "trees", "rain"]}

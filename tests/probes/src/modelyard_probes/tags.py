@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+
 from modelyard.kinds._contract import Array, Context, Encoding, Part, Ragged
 from modelyard_probes.words import Words
 

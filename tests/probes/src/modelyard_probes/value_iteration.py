@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from modelyard.kinds._contract import Array, Head, Part
 
 ACCEPTS = ("table",)
@@ -34,7 +35,13 @@ def fit_environment(environment: Any, pipeline: Any, heads: list[Head], config: 
     sweeps = 0
     while True:
         sweeps += 1
-        q = {c: [sum(p * (r + config.discount * (0.0 if done else value[n])) for p, n, r, done in environment.transitions(c, m)) for m in moves] for c in cells}
+        q = {
+            c: [
+                sum(p * (r + config.discount * (0.0 if done else value[n])) for p, n, r, done in environment.transitions(c, m))
+                for m in moves
+            ]
+            for c in cells
+        }
         change = max(abs(max(q[c]) - value[c]) for c in cells)
         value = {c: max(q[c]) for c in cells}
         if change < config.tolerance:

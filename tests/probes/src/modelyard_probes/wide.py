@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from modelyard.kinds._contract import Part
 from torch import nn
+
+from modelyard.kinds._contract import Part
 
 ACCEPTS = ("table",)
 TRAIN = {"epochs": 30, "lr": 1e-2, "batch": 64}

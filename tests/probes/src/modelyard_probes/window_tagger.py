@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from modelyard.kinds._contract import Part
 from torch import nn
+
+from modelyard.kinds._contract import Part
 
 ACCEPTS = ("word_ids",)
 TRAIN = {"epochs": 8, "lr": 1e-2, "batch": 32, "optimiser": "adamw"}

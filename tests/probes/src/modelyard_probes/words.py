@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+
 from modelyard.kinds._contract import Array, Context, Encoding, Kind, Part, Ragged, RowError
 
 
