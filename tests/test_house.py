@@ -62,7 +62,7 @@ def imported(path: Path) -> set[str]:
 
 
 def layer_of(dotted: str) -> tuple[int, str]:
-    part = (dotted.split(".") + ["__init__"])[1]
+    part = [*dotted.split("."), "__init__"][1]
     level = next((i for i, names in enumerate(LAYERS) if part in names), -1)
     return level, part
 

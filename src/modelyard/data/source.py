@@ -62,7 +62,7 @@ class DataConfig:
     """Column with the time of each row, for frames that need one."""
     frame: dict[str, Any] = field(default_factory=dict)
     """Settings of the task's frame (length, horizon …)."""
-    split: SplitConfig = SplitConfig()
+    split: SplitConfig = field(default_factory=SplitConfig)
     """How rows are divided into train, valid and test."""
     encoding: str | None = None
     """Text encoding of the file; without it UTF-8, else GB18030."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,7 +94,7 @@ class MultiHot(Encoding):
         rows, columns = np.nonzero(arrays.get("decision", scores) > 0.5)
         cuts = np.searchsorted(rows, np.arange(len(scores) + 1))
         names = [state.labels[c] for c in columns]
-        chosen = [names[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        chosen = [names[a:b] for a, b in pairwise(cuts)]
         return {"": pl.Series(chosen, dtype=pl.List(pl.String)), "scores": scores_struct(scores, state.labels)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -211,7 +212,7 @@ def _masks(source: Column, values: pl.Series) -> list[tuple[str, np.ndarray]]:
         cuts = [float(values.quantile(q) or 0.0) for q in (0.25, 0.5, 0.75)]
         x = values.fill_null(float("nan")).to_numpy()
         bounds = [-np.inf, *cuts, np.inf]
-        return [(f"{source.name} {a:.4g} … {b:.4g}", (x > a) & (x <= b)) for a, b in zip(bounds, bounds[1:], strict=False) if a < b]
+        return [(f"{source.name} {a:.4g} … {b:.4g}", (x > a) & (x <= b)) for a, b in pairwise(bounds) if a < b]
     if source.kind == "text":
         size = values.str.len_chars().fill_null(0).to_numpy()
         middle = float(np.median(size))
