@@ -104,6 +104,7 @@ class LabelSet(Kind):
     name = "label-set"
     encodings = {"multi_hot": MultiHot()}  # noqa: RUF012
     target_encoding = "multi_hot"
+    scalar = True
 
     def check(self, column: pl.Series) -> tuple[pl.Series, list[RowError]]:
         """Lists of scalars as they are; texts are cut at `|`, else `;`, else `,`; an empty text is an empty list."""

@@ -170,7 +170,7 @@ def _worst(
                 "prediction": _text(said[i]),
                 "confidence": None if found.scores is None else float(found.scores[row].max()),
                 "loss": float(errors_B[row]),
-            }  # fmt: skip
+            }
         )
     return rows
 

@@ -81,7 +81,8 @@ def train(
     """Bind, fit, save, load back, replay, evaluate, report.
 
     `base` is the folder that paths are relative to, `runs` the folder of run folders (`base/runs`), `resolved` the settings
-    as they are written to the run. `judged_by` is the `evaluate` section (metrics, gates). `resume` is True for the latest run, or its name. `stop` set: finish the step, save, evaluate.
+    as they are written to the run. `judged_by` is the `evaluate` section (metrics, gates). `resume` is True for
+    the latest run, or its name. `stop` set: finish the step, save, evaluate.
     """
     config = config or Config()
     base = Path(base or ".")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from modelyard.errors import Unsupported
 from modelyard.runtime.pipeline import TABLE, Pipeline
 from modelyard.tasks._contract import Task
 
@@ -21,6 +22,10 @@ def auto(pipeline: Pipeline, tasks: dict[str, Task], rows: int) -> dict[str, Any
         return {"name": "trees"}
     if kinds == {"text"}:
         return {"name": "linear"}
+    unread = {name: kind for name, kind in families(pipeline).items() if kind not in FAMILIES}
+    if unread:
+        named = ", ".join(f"{name} ({kind})" for name, kind in unread.items())
+        raise Unsupported(f"auto knows no net for {named}; name one under model, e.g. model: {{{next(iter(unread))}: NET}}", "use")
     return {name: {"name": FAMILIES[kind]} for name, kind in families(pipeline).items()}
 
 
