@@ -131,7 +131,8 @@ def _boost(
         params = {**shared, "seed": seed * 1009 + bag, "bagging_seed": seed * 1009 + bag, "feature_fraction_seed": seed * 1009 + bag}
         booster = lgb.train(params, data, rounds, valid_sets=[checks] if checks is not None else None, callbacks=calls)
         boosters.append(booster)
-    return _forest(boosters, classes if objective == "multiclass" else 1), [max(1, b.best_iteration or b.current_iteration()) for b in boosters]
+    rounds_run = [max(1, b.best_iteration or b.current_iteration()) for b in boosters]
+    return _forest(boosters, classes if objective == "multiclass" else 1), rounds_run
 
 
 def _watch(
