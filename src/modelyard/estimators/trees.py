@@ -126,18 +126,19 @@ def _boost(
     for bag in range(config.bags):
         deadline = None if budget_s is None else began + budget_s * (bag + 1) / config.bags
         rounds = config.trees if checks is not None else min(config.trees, max(20, round(10 / config.lr)))
-        watch = _watch(config.patience, deadline, progress, head.output, bag, rounds)
+        calls: list[Callable[..., Any]] = [lgb.early_stopping(config.patience, verbose=False)] if checks is not None else []
+        calls.append(_watch(deadline, progress, head.output, bag, rounds))
         params = {**shared, "seed": seed * 1009 + bag, "bagging_seed": seed * 1009 + bag, "feature_fraction_seed": seed * 1009 + bag}
-        booster = lgb.train(params, data, rounds, valid_sets=[checks] if checks is not None else None, callbacks=[watch])
+        booster = lgb.train(params, data, rounds, valid_sets=[checks] if checks is not None else None, callbacks=calls)
         boosters.append(booster)
-    texts = [booster.model_to_string(num_iteration=booster.best_iteration) for booster in boosters]
-    return read(texts, classes if objective == "multiclass" else 1), [booster.best_iteration for booster in boosters]
+    rounds_run = [max(1, b.best_iteration or b.current_iteration()) for b in boosters]
+    return _forest(boosters, classes if objective == "multiclass" else 1), rounds_run
 
 
 def _watch(
-    patience: int, deadline: float | None, progress: Callable[[dict[str, Any]], None] | None, output: str, bag: int, rounds: int
+    deadline: float | None, progress: Callable[[dict[str, Any]], None] | None, output: str, bag: int, rounds: int
 ) -> Callable[[Any], None]:
-    """Stops boosting after `patience` rounds without a better validation loss, or at the deadline, and keeps the best round."""
+    """Tells of the rounds; stops at the deadline with the round whose validation loss is least (without one, the last)."""
     import lightgbm as lgb
 
     best: tuple[float, int, list[Any]] | None = None
@@ -150,11 +151,15 @@ def _watch(
             best = (math.inf if loss is None else loss, env.iteration, held)
         if progress is not None and env.iteration % 20 == 0:
             progress({"event": "round", "output": output, "bag": bag, "round": env.iteration, "rounds": rounds, "valid_loss": loss})
-        late = deadline is not None and time.monotonic() > deadline
-        if late or env.iteration - best[1] >= patience or env.iteration + 1 == rounds:
+        if deadline is not None and time.monotonic() > deadline:
             raise lgb.callback.EarlyStopException(best[1], best[2])
 
     return call
+
+
+def _forest(boosters: list[Any], columns: int) -> Forest:
+    """The trees of all boosters, averaged."""
+    return read([booster.model_to_string(num_iteration=booster.best_iteration or None) for booster in boosters], columns)
 
 
 def apply(inputs: Mapping[str, Array], state: State) -> dict[str, np.ndarray]:
