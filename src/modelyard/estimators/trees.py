@@ -23,13 +23,16 @@ ACCEPTS = ("table",)
 NUMBERS = "raw"
 KINDS = ("category", "label-set", "number")
 
+SMALL = 500
+"""Training rows below which no bag holds rows out: a tenth of fewer is too noisy to stop on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings of the trees."""
 
     trees: Annotated[int, Between(1, 100_000)] = 2000
-    """Most rounds of boosting; with validation rows it stops earlier by itself."""
+    """Most rounds of boosting; it stops earlier by itself, on the validation rows or (without any) on rows held out by each bag."""
     lr: Annotated[float, Between(1e-4, 1)] = 0.05
     """Shrinkage of each tree."""
     leaves: Annotated[int, Between(2, 10_000)] = 31
@@ -125,14 +128,33 @@ def _boost(
     boosters, began = [], time.monotonic()
     for bag in range(config.bags):
         deadline = None if budget_s is None else began + budget_s * (bag + 1) / config.bags
-        rounds = config.trees if checks is not None else min(config.trees, max(20, round(10 / config.lr)))
-        calls: list[Callable[..., Any]] = [lgb.early_stopping(config.patience, verbose=False)] if checks is not None else []
+        own, check = (data, checks) if checks is not None else _held_out(data, x, y, weights, seed, bag)
+        rounds = config.trees if check is not None else min(config.trees, max(20, round(10 / config.lr)))
+        calls: list[Callable[..., Any]] = [lgb.early_stopping(config.patience, verbose=False)] if check is not None else []
         calls.append(_watch(deadline, progress, head.output, bag, rounds))
         params = {**shared, "seed": seed * 1009 + bag, "bagging_seed": seed * 1009 + bag, "feature_fraction_seed": seed * 1009 + bag}
-        booster = lgb.train(params, data, rounds, valid_sets=[checks] if checks is not None else None, callbacks=calls)
+        booster = lgb.train(params, own, rounds, valid_sets=[check] if check is not None else None, callbacks=calls)
         boosters.append(booster)
     rounds_run = [max(1, b.best_iteration or b.current_iteration()) for b in boosters]
     return _forest(boosters, classes if objective == "multiclass" else 1), rounds_run
+
+
+def _held_out(data: Any, x: np.ndarray, y: np.ndarray, weights: np.ndarray | None, seed: int, bag: int) -> tuple[Any, Any]:
+    """(rows to learn from, rows to stop on) of one bag where there are no validation rows: every bag leaves out another
+    tenth, spread evenly over the sorted targets, so that all rows together are learnt from (cross-validated stopping)."""
+    import lightgbm as lgb
+
+    if len(x) < SMALL:
+        return data, None
+    chance = np.random.default_rng([seed, 1]).random(len(x))
+    tenth = np.empty(len(x), np.int64)
+    tenth[np.lexsort((chance, y))] = np.arange(len(x)) % 10
+    out = tenth == bag % 10
+    parts = []
+    for rows in (~out, out):
+        weight = None if weights is None else weights[rows]
+        parts.append(lgb.Dataset(x[rows], np.asarray(y[rows], np.float64), weight=weight, reference=data, free_raw_data=False))
+    return parts[0], parts[1]
 
 
 def _watch(
