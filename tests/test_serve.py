@@ -176,11 +176,17 @@ def test_metrics_count_what_was_asked(models: dict[str, Model]) -> None:
 def test_openapi_describes_bodies_and_answers(plan: Client, line: Client) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     for client, good, bad in (
-        (plan, [{"instances": [row(), row(age=None)]}, {"inputs": {"age": [1], "job": ["x"], "city": ["y"]}}],
-         [{"instances": [{"age": 1}]}, {"instances": [1]}, {"instances": row()}]),
-        (line, [{"instances": [1, 2]}, {"instances": [{"x": 1}]}, {"inputs": [1, 2]}, {"inputs": {"x": [1]}, "seed": 3}],
-         [{"instances": [[1]]}, {"instances": [1], "strict": 1}, {"inputs": 1}, {"instances": [1], "params": {"unknown": 1}}]),
-    ):  # fmt: skip
+        (
+            plan,
+            [{"instances": [row(), row(age=None)]}, {"inputs": {"age": [1], "job": ["x"], "city": ["y"]}}],
+            [{"instances": [{"age": 1}]}, {"instances": [1]}, {"instances": row()}],
+        ),
+        (
+            line,
+            [{"instances": [1, 2]}, {"instances": [{"x": 1}]}, {"inputs": [1, 2]}, {"inputs": {"x": [1]}, "seed": 3}],
+            [{"instances": [[1, 2]]}, {"instances": [1], "strict": 1}, {"inputs": 1}, {"instances": [1], "params": {"unknown": 1}}],
+        ),
+    ):
         document = client.ask("GET", "/openapi.json")[1]
         assert document["openapi"].startswith("3.1") and {"info", "paths", "components"} <= set(document)
         operations = [o["operationId"] for item in document["paths"].values() for k, o in item.items() if k in ("get", "post")]
@@ -196,23 +202,37 @@ def test_openapi_describes_bodies_and_answers(plan: Client, line: Client) -> Non
             assert status == 200 and asked_is(body) and answered_is(found), body
         for body in bad:
             status, found = client.predict(body)
-            assert not asked_is(body) and (status == 400 or any("error" in p for p in found["predictions"])), body
+            assert not asked_is(body) and (status == 400 or "error" in found["predictions"][0]), body
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------
 
 DEEP = b'{"instances":' + b"[" * 101 + b"]" * 101 + b"}"
 REFUSED = [
-    (b"", 400, "not JSON"), (b"{", 400, "not JSON"), (b"[1]", 400, "must be an object"), (b"null", 400, "must be an object"),
-    (b"\xff\xfe{", 400, "not UTF-8"), (b'{"instances":[1],"instances":[2]}', 400, "twice"), (b'{"instances":[{"x":1,"x":2}]}', 400, "twice"),
-    (DEEP, 400, "deeper than 100"), (b"[" * 200_000, 400, "deeper than 100"), (b'{"instances":[1],"inputs":[1]}', 400, "either instances"),
-    (b"{}", 400, "either instances"), (b'{"instances":{"x":1}}', 400, "list of rows"), (b'{"instance":[1]}', 400, "unknown key"),
-    (b'{"inputs":{"x":[1],"z":[1,2]}}', 400, "different lengths"), (b'{"inputs":{}}', 400, "object of columns"),
-    (b'{"instances":[1],"params":[]}', 400, "params must be"), (b'{"instances":[1],"params":{"beam":3}}', 400, "unknown parameter"),
-    (b'{"instances":[1],"seed":-1}', 400, "seed must be"), (b'{"instances":[1],"signature_name":"other"}', 400, "signature_name"),
-    (b'{"instances":["\\ud800"]}', 400, "surrogate"), (b'{"instances":[' + b"1," * 600_000 + b"1]}", 413, "larger than 1048576"),
-    (b'{"instances":[' + b"1," * 100_000 + b"1]}", 413, "100001 rows"), (b'{"instances":[' + b"9" * 5000 + b"]}", 400, "not JSON"),
-]  # fmt: skip
+    (b"", 400, "not JSON"),
+    (b"{", 400, "not JSON"),
+    (b"[1]", 400, "must be an object"),
+    (b"null", 400, "must be an object"),
+    (b"\xff\xfe{", 400, "not UTF-8"),
+    (b'{"instances":[1],"instances":[2]}', 400, "twice"),
+    (b'{"instances":[{"x":1,"x":2}]}', 400, "twice"),
+    (DEEP, 400, "deeper than 100"),
+    (b"[" * 200_000, 400, "deeper than 100"),
+    (b'{"instances":[1],"inputs":[1]}', 400, "either instances"),
+    (b"{}", 400, "either instances"),
+    (b'{"instances":{"x":1}}', 400, "list of rows"),
+    (b'{"instance":[1]}', 400, "unknown key"),
+    (b'{"inputs":{"x":[1],"z":[1,2]}}', 400, "different lengths"),
+    (b'{"inputs":{}}', 400, "object of columns"),
+    (b'{"instances":[1],"params":[]}', 400, "params must be"),
+    (b'{"instances":[1],"params":{"beam":3}}', 400, "unknown parameter"),
+    (b'{"instances":[1],"seed":-1}', 400, "seed must be"),
+    (b'{"instances":[1],"signature_name":"other"}', 400, "signature_name"),
+    (b'{"instances":["\\ud800"]}', 400, "surrogate"),
+    (b'{"instances":[' + b"1," * 600_000 + b"1]}", 413, "larger than 1048576"),
+    (b'{"instances":[' + b"1," * 100_000 + b"1]}", 413, "100001 rows"),
+    (b'{"instances":[' + b"9" * 5000 + b"]}", 400, "not JSON"),
+]
 
 
 @pytest.mark.parametrize(("body", "code", "said"), REFUSED, ids=[f"{i}-{s}" for i, (_, _, s) in enumerate(REFUSED)])
@@ -224,16 +244,28 @@ def test_wrong_bodies_are_refused_with_a_sentence(line: Client, body: bytes, cod
 def test_wrong_addresses_methods_and_types(line: Client, plan: Client) -> None:
     good = json.dumps({"instances": [1]})
     for method, path, code, said in (
-        ("GET", "/v1/models/line:predict", 405, "use POST"), ("PUT", "/v1/models/line", 405, "use GET"), ("DELETE", "/metrics", 405, "use GET"),
-        ("POST", "/v1/models/other:predict", 404, "no model 'other'"), ("POST", "/v1/models/line/versions/9:predict", 404, "no version '9'"),
-        ("POST", "/v1/models/line:classify", 405, "use GET"), ("GET", "/v3/x", 404, "no such route"),
-        ("GET", "/static/../app.py", 404, "no such"), ("GET", "/static/page.html", 404, "no such"), ("BREW", "/metrics", 405, "does not take"),
-    ):  # fmt: skip
+        ("GET", "/v1/models/line:predict", 405, "use POST"),
+        ("PUT", "/v1/models/line", 405, "use GET"),
+        ("DELETE", "/metrics", 405, "use GET"),
+        ("POST", "/v1/models/other:predict", 404, "no model 'other'"),
+        ("POST", "/v1/models/line/versions/9:predict", 404, "no version '9'"),
+        ("POST", "/v1/models/line:classify", 405, "use GET"),
+        ("GET", "/v3/x", 404, "no such route"),
+        ("GET", "/static/../app.py", 404, "no such"),
+        ("GET", "/static/page.html", 404, "no such"),
+        ("BREW", "/metrics", 405, "does not take"),
+    ):
         status, found, headers = line.ask(method, path, good if method == "POST" else None, JSON)
         assert (status, set(found)) == (code, {"error"}) and said in found["error"], (method, path)
         assert headers["Modelyard-Request-Id"]
-    for kind, code in (("application/json; charset=utf-8", 200), ("application/x-www-form-urlencoded", 200), ("application/vnd.a+json", 200),
-                       ("text/plain", 415), ("multipart/form-data; boundary=x", 415), ("application/json; charset=gb18030", 415)):  # fmt: skip
+    for kind, code in (
+        ("application/json; charset=utf-8", 200),
+        ("application/x-www-form-urlencoded", 200),
+        ("application/vnd.a+json", 200),
+        ("text/plain", 415),
+        ("multipart/form-data; boundary=x", 415),
+        ("application/json; charset=gb18030", 415),
+    ):
         assert line.ask("POST", "/v1/models/line:predict", good, {"Content-Type": kind})[0] == code, kind
 
 
@@ -244,8 +276,14 @@ def test_packed_bodies_and_bombs(line: Client) -> None:
     assert line.predict(packed, **{"Content-Encoding": "gzip"})[0] == 200
     bomb = gzip.compress(b" " * (64 * 2**20))  # 64 kB on the wire, limit 1 MiB
     assert len(bomb) < 2**17
-    for body, encoding, code in ((bomb, "gzip", 413), (raw, "gzip", 400), (packed[:-5], "gzip", 400), (packed + b"x", "gzip", 400),
-                                 (packed, "br", 415), (gzip.compress(packed), "gzip, gzip", 415)):  # fmt: skip
+    for body, encoding, code in (
+        (bomb, "gzip", 413),
+        (raw, "gzip", 400),
+        (packed[:-5], "gzip", 400),
+        (packed + b"x", "gzip", 400),
+        (packed, "br", 415),
+        (gzip.compress(packed), "gzip, gzip", 415),
+    ):
         status, found = line.predict(body, **{"Content-Encoding": encoding})
         assert (status, set(found)) == (code, {"error"}), encoding
 
@@ -254,9 +292,13 @@ def test_the_depth_scan_is_linear_and_right() -> None:
     began = time.process_time()
     for text, deep in (
         ("[" * 101 + '"\\"' * 2_000_000, True),  # quadratic in a scan that starts again at every quote
-        ('"' + "[" * 3_000_000, False), ('{"a":"' + "\\\\" * 2_000_000 + '"}' + "[]" * 200, False), ('"[[\\"[["' * 200, False),
-        ("[" * 100 + "]" * 100 + "[]", False), ("[" * 101, True), ('["]"' * 101, True),
-    ):  # fmt: skip
+        ('"' + "[" * 3_000_000, False),
+        ('{"a":"' + "\\\\" * 2_000_000 + '"}' + "[]" * 200, False),
+        ('"[[\\"[["' * 200, False),
+        ("[" * 100 + "]" * 100 + "[]", False),
+        ("[" * 101, True),
+        ('["]"' * 101, True),
+    ):
         assert (bodies._depth(text) > bodies.DEPTH) is deep, text[:20]
     assert time.process_time() - began < 5
 
@@ -265,7 +307,25 @@ def test_the_depth_scan_is_linear_and_right() -> None:
 
 
 def _value(r: random.Random, depth: int = 0) -> Any:
-    simple = [None, True, 0, -1, 1.5, 1e308, 10**30, "", "cook", "0", " ", "💥\u0000\u202e", "a" * 300, float("nan"), float("inf"), -0.0, 2**63]
+    simple = [
+        None,
+        True,
+        0,
+        -1,
+        1.5,
+        1e308,
+        10**30,
+        "",
+        "cook",
+        "0",
+        " ",
+        "💥\u0000\u202e",
+        "a" * 300,
+        float("nan"),
+        float("inf"),
+        -0.0,
+        2**63,
+    ]
     kind = r.randrange(8)
     if kind < 5 or depth > 3:
         return r.choice(simple)
@@ -311,15 +371,21 @@ def test_a_thousand_odd_bodies_never_give_a_server_error(plan: Client) -> None:
     assert plan.predict({"instances": [row()]})[0] == 200
 
 
-def test_each_of_32_threads_gets_its_own_answers(line: Client) -> None:
+def test_each_of_32_threads_gets_its_own_answers(line: Client, models: dict[str, Model]) -> None:
+    values = [[me + i / 64, -me - i / 64] for me in range(32) for i in range(12)]
+    expected = models["line"].predict([v for pair in values for v in pair])["y"].to_list()
+    assert len({round(y, 4) for y in expected}) > 700  # an answer tells who asked
+
     def caller(me: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", line.server.port, timeout=60)
         for i in range(12):
-            values = [me + i / 64, -me - i / 64]
-            connection.request("POST", "/v1/models/line:predict", json.dumps({"instances": values}), JSON | {"X-Request-Id": f"{me}.{i}"})
+            at = 12 * me + i
+            connection.request(
+                "POST", "/v1/models/line:predict", json.dumps({"instances": values[at]}), JSON | {"X-Request-Id": f"{me}.{i}"}
+            )
             response = connection.getresponse()
             assert response.headers["Modelyard-Request-Id"] == f"{me}.{i}"
-            assert json.loads(response.read())["predictions"] == pytest.approx([3 * v + 7 for v in values], abs=0.02)
+            assert json.loads(response.read())["predictions"] == pytest.approx(expected[2 * at : 2 * at + 2], abs=1e-3)
         connection.close()
 
     with ThreadPoolExecutor(32) as pool:
@@ -351,21 +417,29 @@ def test_health_is_answered_while_a_prediction_runs(models: dict[str, Model], mo
 
 
 def test_a_token_guards_all_but_health(models: dict[str, Model]) -> None:
-    with pytest.raises(UsageError, match="serve.token"):
+    with pytest.raises(UsageError, match=r"serve\.token"):
         modelyard.serve(models["line"], host="0.0.0.0")
-    with modelyard.serve(models["line"], token="s3cret-词") as server:
+    for bad in ("s3cret-词", "two words", " "):
+        with pytest.raises(UsageError, match=r"serve\.token"):
+            modelyard.serve(models["line"], token=bad)
+    with modelyard.serve(models["line"], token="s3cret-1") as server:
         client = Client(server)
         body = json.dumps({"instances": [1]})
-        for given in (None, "Bearer wrong", "Basic s3cret", "Bearer", "Bearer s3cret"):
+        for given in (None, "Bearer wrong", "Basic s3cret", "Bearer", "Bearer s3cret", "Bearer s3cret-\xe9"):
             headers = JSON | ({"Authorization": given} if given else {})
-            for method, path in (("POST", server.service.path), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/page.json"), ("GET", "/v1/models")):
+            for method, path in (
+                ("POST", server.service.path),
+                ("GET", "/metrics"),
+                ("GET", "/openapi.json"),
+                ("GET", "/page.json"),
+                ("GET", "/v1/models"),
+            ):
                 status, found, answer = client.ask(method, path, body if method == "POST" else None, headers)
                 assert status == 401 and answer["WWW-Authenticate"] == "Bearer" and "token" in found["error"]
         assert client.ask("GET", "/healthz")[0] == 200
         page = client.ask("GET", "/")[1]
         assert str(models["line"].examples[0]["x"]) not in page  # examples are rows of real data
-        token = "s3cret-词".encode().decode("latin-1")  # header bytes as clients send UTF-8
-        assert client.ask("POST", server.service.path, body, JSON | {"Authorization": f"bearer {token}"})[0] == 200
+        assert client.ask("POST", server.service.path, body, JSON | {"Authorization": "bearer s3cret-1"})[0] == 200
         assert "s3cret" not in repr(vars(server.service)) + repr(Config(token="s3cret"))
 
 
@@ -388,7 +462,7 @@ def test_ports_settings_and_altered_models(models: dict[str, Model], tmp_path: P
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(UsageError, match="choose another serve.port"):
+        with pytest.raises(UsageError, match="choose another"):
             modelyard.serve(models["line"], port=taken.getsockname()[1])
     first, second = listen("127.0.0.1", None), listen("127.0.0.1", None)
     assert 8000 <= first.getsockname()[1] < second.getsockname()[1] < 8100
@@ -421,7 +495,9 @@ def test_a_bug_is_a_500_with_its_id_and_the_server_lives(models: dict[str, Model
 def process(model: Model, *args: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     env = {**os.environ, "PYTHONPATH": str(SOURCE)}
     command = [sys.executable, "-m", "modelyard", "serve", str(model.folder), "serve.port=0", "--json", *args]
-    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", cwd=model.folder.parent)
+    child = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", cwd=model.folder.parent
+    )
     assert child.stdout is not None
     try:
         yield child, json.loads(child.stdout.readline())
@@ -447,6 +523,7 @@ def test_a_signal_drains_and_exits_with_0(models: dict[str, Model], number: int)
         probe = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         probe.request("GET", "/healthz")  # the loop has read what was sent before
         probe.getresponse().read()
+        probe.close()
         child.send_signal(number)
         for connection in connections:
             response = connection.getresponse()
@@ -459,10 +536,12 @@ def test_a_signal_drains_and_exits_with_0(models: dict[str, Model], number: int)
 
 
 def test_serving_an_estimator_needs_the_core_only(models: dict[str, Model]) -> None:
-    with process(models["line"]) as (child, ready):
+    with process(models["line"]) as (child, _):
         if not Path(f"/proc/{child.pid}/maps").exists():
             pytest.skip("no /proc on this system")
         maps = Path(f"/proc/{child.pid}/maps").read_text(encoding="utf-8")
         assert not any(name in maps for name in ("libtorch", "sklearn", "lightgbm", "pyarrow"))
-        resident = int(next(t for t in Path(f"/proc/{child.pid}/status").read_text(encoding="utf-8").splitlines() if "VmRSS" in t).split()[1])
+        resident = int(
+            next(t for t in Path(f"/proc/{child.pid}/status").read_text(encoding="utf-8").splitlines() if "VmRSS" in t).split()[1]
+        )
         assert resident < 250_000  # kB

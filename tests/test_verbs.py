@@ -84,6 +84,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "two outputs · text and table · nets": {
         "data": mixed, "data.inputs": {"text": "text", "size": "number"}, "data.outputs": {"topic": "category", "price": "number"}, "train.epochs": 2,
     },
+    "classification · composite of trees and mlp": {
+        "task": "classification", "model": {"parts": ["trees", "mlp"], "combine": "mean"}, "train.epochs": 2,
+    },
     "tagging (probe)": {"task": "modelyard-probes/tagging"},
     "generation (probe)": {"task": "modelyard-probes/character-generation"},
     "control (probe)": {"task": "modelyard-probes/control"},

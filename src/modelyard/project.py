@@ -532,10 +532,12 @@ def _defaults(where: str, value: Any, origins: Mapping[str, str]) -> dict[str, s
     return found
 
 
-def _shown(value: Any) -> Any:
-    """Table objects given in Python as the name of their type: a frame is no setting."""
+def _shown(value: Any, table: bool = False) -> Any:
+    """Table objects given in Python as the name of their type: a frame, or a list of rows, is no setting."""
     if isinstance(value, dict):
-        return {k: _shown(v) if k in TABLES or isinstance(v, dict) else v for k, v in value.items()}
+        return {k: _shown(v, k in TABLES) for k, v in value.items()}
+    if table and isinstance(value, list):
+        return f"<{len(value)} rows>"
     return value if isinstance(value, str | int | float | bool | list) or value is None else f"<{type(value).__name__}>"
 
 

@@ -132,3 +132,45 @@ def test_a_net_and_a_metric_are_one_file_each(tmp_path: Path) -> None:
     bound = bind(data, "classification", tmp_path, like=model.pipeline, tasks=model.tasks)
     scores = judge(model, bound, ["test"], ["modelyard-probes/minority-recall"]).metrics()["test"]
     assert 0.3 < next(iter(scores.values()))["value"] <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("task", "rule"),
+    [
+        ("classification", {"combine": "mean"}),
+        ("classification", {"combine": "weights", "weights": [3.0, 1.0]}),
+        ("classification", {"combine": "vote"}),
+        ("regression", {"combine": "mean"}),
+    ],
+)
+def test_a_composite_of_two_models(tmp_path: Path, task: str, rule: dict[str, object]) -> None:
+    """A net from outside and an estimator of the house: trained, saved, replayed, served; its answers are checked by hand."""
+    import numpy as np
+
+    toy = registry.load("tasks", task).TASK.toy(300, 0)
+    data = DataConfig(path=toy.tables["train"], target=toy.target)
+    section = {"parts": ["linear", {"name": "modelyard-probes/wide"}], **rule}
+    found = train(data, task, section, base=tmp_path)
+    model = Model.load(found.model)
+    assert model.replay().ok
+    rows, name = model.examples, model.signature.outputs[0].name
+    parts = [Model.load(p).predict(rows) for p in sorted((found.model / "parts").iterdir())]
+    whole = model.predict(rows)
+    weights = np.array(rule.get("weights", [1.0, 1.0]), np.float64)
+    weights /= weights.sum()
+    if task == "regression":
+        expected = sum(w * p.columns[name].to_numpy() for w, p in zip(weights, parts, strict=True))
+        assert np.allclose(whole.columns[name].to_numpy(), expected, rtol=1e-5)
+    elif rule["combine"] != "vote":
+        scores = [p.columns[f"{name}.scores"].struct.unnest().to_numpy() for p in parts]
+        expected = sum(w * s for w, s in zip(weights, scores, strict=True))
+        assert np.allclose(whole.columns[f"{name}.scores"].struct.unnest().to_numpy(), expected, atol=1e-5)
+    with pytest.raises(Unsupported, match="composite"):
+        export(found.model)
+    with serve(found.model) as server:
+        import urllib.request
+
+        body = json.dumps({"instances": rows}).encode()
+        with urllib.request.urlopen(urllib.request.Request(f"{server.url}/v1/models/model:predict", body)) as response:
+            answers = json.load(response)["predictions"]
+    assert [a[name] if isinstance(a, dict) else a for a in answers] == [a[name] for a in whole.to_json()]

@@ -58,9 +58,7 @@ def sparse(inputs: Mapping[str, Array], layout: Layout) -> Any:
         grams, weights = inputs[f"{name}.grams"], inputs[f"{name}.weights"]
         assert isinstance(grams, Ragged) and isinstance(weights, Ragged)
         keep = grams.values < size
-        counts = np.add.reduceat(np.append(keep, False).astype(np.int64), np.minimum(grams.offsets[:-1], len(keep))) if len(grams) else np.zeros(0, np.int64)
-        counts = np.where(grams.lengths_B > 0, counts, 0)
-        offsets = np.concatenate([[0], np.cumsum(counts)])
+        offsets = np.concatenate([[0], np.cumsum(keep)])[grams.offsets]
         blocks.append(sp.csr_matrix((weights.values[keep], grams.values[keep], offsets), (len(grams), size)))
     return sp.hstack(blocks, format="csr") if len(blocks) > 1 else blocks[0]
 

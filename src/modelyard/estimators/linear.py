@@ -22,6 +22,9 @@ ACCEPTS = ("table", "bag")
 NUMBERS = "scaled"
 KINDS = ("category", "label-set", "number")
 
+DENSE_LIMIT = 20_000_000
+"""Cells (160 MB) up to which ridge builds the whole matrix."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -181,6 +184,9 @@ def _ridge(
     from sklearn.model_selection import KFold
 
     y = np.asarray(y, np.float64).reshape(-1)
+    x = x.astype(np.float64)
+    if x.shape[0] * x.shape[1] <= DENSE_LIMIT:
+        x = x.toarray()  # solved exactly; the solvers for sparse matrices stop at 1e-4
 
     def model(c: float) -> Any:
         if config.penalty == "l2":

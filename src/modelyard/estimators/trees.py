@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from modelyard.estimators._features import onnx_model
+from modelyard.estimators._forest import Forest, join, read, score
 from modelyard.kinds._contract import Array, Head, Part
 from modelyard.settings import Between
 
@@ -47,26 +48,6 @@ class Config:
     """Rounds without a better validation loss after which boosting stops."""
     bags: Annotated[int, Between(1, 100)] = 3
     """Boosters with different seeds whose answers are averaged."""
-
-
-@dataclass
-class Forest:
-    """All trees of one output as flat arrays; a node's children are node numbers, a leaf points to itself."""
-
-    feature: np.ndarray
-    threshold: np.ndarray
-    left: np.ndarray
-    right: np.ndarray
-    missing_left: np.ndarray
-    """Where NaN goes."""
-    value: np.ndarray
-    """Leaf values, float64; 0 at inner nodes."""
-    roots: np.ndarray
-    column: np.ndarray
-    """The output column that each tree adds to."""
-    base: np.ndarray
-    """(columns,) added at the end."""
-    depth: int = 0
 
 
 @dataclass
@@ -109,7 +90,7 @@ def fit(
             forest.column += k
             forests.append(forest)
             rounds += r
-        state.forests[head.key] = _join(forests, head.size if head.kind != "category" or head.size > 2 else 1)
+        state.forests[head.key] = join(forests, head.size if head.kind != "category" or head.size > 2 else 1)
         state.rounds[head.key] = rounds
     return state
 
@@ -136,93 +117,44 @@ def _boost(
         "lambda_l2": config.l2, "num_threads": 1 if x.size < 300_000 else 0, "max_bin": 255, "feature_pre_filter": False,
         **({"num_class": classes} if objective == "multiclass" else {}),
     }  # fmt: skip
-    data = lgb.Dataset(x, np.asarray(y, np.float64), weight=weights, free_raw_data=False, params={"verbose": -1, "max_bin": 255, "feature_pre_filter": False})
+    binning = {"verbose": -1, "max_bin": 255, "feature_pre_filter": False}
+    data = lgb.Dataset(x, np.asarray(y, np.float64).reshape(-1), weight=weights, free_raw_data=False, params=binning)
     checks = None
     if x_valid is not None and y_valid is not None and len(x_valid):
-        checks = lgb.Dataset(x_valid, np.asarray(y_valid, np.float64), reference=data, free_raw_data=False)
+        checks = lgb.Dataset(x_valid, np.asarray(y_valid, np.float64).reshape(-1), reference=data, free_raw_data=False)
     boosters, began = [], time.monotonic()
     for bag in range(config.bags):
         deadline = None if budget_s is None else began + budget_s * (bag + 1) / config.bags
         rounds = config.trees if checks is not None else min(config.trees, max(20, round(10 / config.lr)))
-        calls: list[Callable[..., Any]] = [lgb.early_stopping(config.patience, verbose=False)] if checks is not None else []
-        calls.append(_watch(deadline, progress, head.output, bag, rounds))
+        watch = _watch(config.patience, deadline, progress, head.output, bag, rounds)
         params = {**shared, "seed": seed * 1009 + bag, "bagging_seed": seed * 1009 + bag, "feature_fraction_seed": seed * 1009 + bag}
-        booster = lgb.train(params, data, rounds, valid_sets=[checks] if checks is not None else None, callbacks=calls)
+        booster = lgb.train(params, data, rounds, valid_sets=[checks] if checks is not None else None, callbacks=[watch])
         boosters.append(booster)
-    return _forest(boosters, classes if objective == "multiclass" else 1), [max(1, b.best_iteration or b.current_iteration()) for b in boosters]
+    texts = [booster.model_to_string(num_iteration=booster.best_iteration) for booster in boosters]
+    return read(texts, classes if objective == "multiclass" else 1), [booster.best_iteration for booster in boosters]
 
 
 def _watch(
-    deadline: float | None, progress: Callable[[dict[str, Any]], None] | None, output: str, bag: int, rounds: int
+    patience: int, deadline: float | None, progress: Callable[[dict[str, Any]], None] | None, output: str, bag: int, rounds: int
 ) -> Callable[[Any], None]:
+    """Stops boosting after `patience` rounds without a better validation loss, or at the deadline, and keeps the best round."""
     import lightgbm as lgb
 
+    best: tuple[float, int, list[Any]] | None = None
+
     def call(env: Any) -> None:
+        nonlocal best
+        held = env.evaluation_result_list
+        loss = held[0][2] if held else None
+        if best is None or loss is None or loss < best[0]:
+            best = (math.inf if loss is None else loss, env.iteration, held)
         if progress is not None and env.iteration % 20 == 0:
-            loss = env.evaluation_result_list[0][2] if env.evaluation_result_list else None
             progress({"event": "round", "output": output, "bag": bag, "round": env.iteration, "rounds": rounds, "valid_loss": loss})
-        if deadline is not None and time.monotonic() > deadline:
-            raise lgb.callback.EarlyStopException(env.iteration, env.evaluation_result_list)
+        late = deadline is not None and time.monotonic() > deadline
+        if late or env.iteration - best[1] >= patience or env.iteration + 1 == rounds:
+            raise lgb.callback.EarlyStopException(best[1], best[2])
 
     return call
-
-
-def _forest(boosters: list[Any], columns: int) -> Forest:
-    """Flat arrays of all boosters' trees, leaf values divided by their number."""
-    nodes: dict[str, list[Any]] = {k: [] for k in ("feature", "threshold", "left", "right", "missing_left", "value")}
-    roots, column, depth = [], [], 0
-    for booster in boosters:
-        model = booster.dump_model(num_iteration=booster.best_iteration or None)
-        for tree in model["tree_info"]:
-            roots.append(len(nodes["feature"]))
-            column.append(tree["tree_index"] % columns)
-            depth = max(depth, _add(tree["tree_structure"], nodes, 1.0 / len(boosters)))
-    return Forest(
-        np.array(nodes["feature"], np.int32), np.array(nodes["threshold"], np.float32), np.array(nodes["left"], np.int32),
-        np.array(nodes["right"], np.int32), np.array(nodes["missing_left"], bool), np.array(nodes["value"], np.float64),
-        np.array(roots, np.int32), np.array(column, np.int32), np.zeros(columns), depth,
-    )  # fmt: skip
-
-
-def _add(node: dict[str, Any], nodes: dict[str, list[Any]], scale: float) -> int:
-    """Appends a subtree; returns its depth."""
-    me = len(nodes["feature"])
-    leaf = "leaf_value" in node
-    threshold = 0.0 if leaf else float(node["threshold"])
-    nodes["feature"].append(0 if leaf else node["split_feature"])
-    nodes["threshold"].append(np.float32(0) if leaf else rounded_down(threshold))
-    nodes["left"].append(me)
-    nodes["right"].append(me)
-    # without missing values in training LightGBM reads NaN as zero
-    nodes["missing_left"].append(leaf or (node["default_left"] if node["missing_type"] == "NaN" else 0.0 <= threshold))
-    nodes["value"].append(float(node["leaf_value"]) * scale if leaf else 0.0)
-    if leaf:
-        return 0
-    nodes["left"][me] = len(nodes["feature"])
-    a = _add(node["left_child"], nodes, scale)
-    nodes["right"][me] = len(nodes["feature"])
-    return 1 + max(a, _add(node["right_child"], nodes, scale))
-
-
-def rounded_down(threshold: float) -> np.float32:
-    """The largest float32 that is not above `threshold`: for every float32 x, `x <= t` is unchanged."""
-    with np.errstate(over="ignore"):
-        found = np.float32(threshold)
-    if math.isinf(found) and not math.isinf(threshold):
-        return np.finfo(np.float32).max if threshold > 0 else np.float32(-np.inf)
-    return found if float(found) <= threshold else np.nextafter(found, np.float32(-np.inf))
-
-
-def _join(forests: list[Forest], columns: int) -> Forest:
-    if len(forests) == 1:
-        return forests[0]
-    shifts = np.cumsum([0, *(len(f.feature) for f in forests[:-1])])
-    cat = lambda name: np.concatenate([getattr(f, name) for f in forests])  # noqa: E731
-    moved = lambda name: np.concatenate([getattr(f, name) + s for f, s in zip(forests, shifts, strict=True)]).astype(np.int32)  # noqa: E731
-    return Forest(
-        cat("feature"), cat("threshold"), moved("left"), moved("right"), cat("missing_left"), cat("value"), moved("roots"),
-        cat("column"), np.zeros(columns), max(f.depth for f in forests),
-    )  # fmt: skip
 
 
 def apply(inputs: Mapping[str, Array], state: State) -> dict[str, np.ndarray]:
@@ -238,27 +170,11 @@ def _logits(raw_BC: np.ndarray, kind: str) -> np.ndarray:
     return raw_BC.astype(np.float32)
 
 
-def score(x: np.ndarray, forest: Forest) -> np.ndarray:
-    """Raw scores `(B, columns)` in float64: all trees walk down together, a level at a time."""
-    out = np.tile(forest.base, (len(x), 1))
-    step = max(1, 400_000 // max(1, len(forest.roots)))  # node numbers of a block stay in the cache
-    order = np.argsort(forest.column, kind="stable")
-    starts = np.flatnonzero(np.diff(forest.column[order], prepend=-1))
-    for low in range(0, len(x), step):
-        rows = np.ascontiguousarray(x[low : low + step].T)
-        node = np.repeat(forest.roots[order][:, None], rows.shape[1], axis=1)
-        who = np.arange(rows.shape[1])[None, :]
-        for _ in range(forest.depth):
-            value = rows[forest.feature[node], who]
-            left = (value <= forest.threshold[node]) | (np.isnan(value) & forest.missing_left[node])
-            node = np.where(left, forest.left[node], forest.right[node])
-        sums = np.add.reduceat(forest.value[node], starts, axis=0)
-        out[low : low + step, forest.column[order][starts]] += sums.T
-    return out
-
-
 def graph(state: State, inputs: Mapping[str, Part]) -> Any:
-    """TreeEnsembleRegressor nodes (ai.onnx.ml) behind one concatenation of the inputs."""
+    """TreeEnsembleRegressor nodes (ai.onnx.ml) behind one concatenation of the inputs.
+
+    They add in float64: 2,400 leaf values added in float32 were off by 4e-6 of the sum.
+    """
     from onnx import TensorProto, helper
 
     nodes, names = [], []
@@ -267,7 +183,8 @@ def graph(state: State, inputs: Mapping[str, Part]) -> Any:
     if state.categories:
         nodes.append(helper.make_node("Cast", ["table.categories"], ["ids"], to=TensorProto.FLOAT))
         names.append("ids")
-    nodes.append(helper.make_node("Concat", names, ["features"], axis=1) if len(names) > 1 else helper.make_node("Identity", names, ["features"]))
+    nodes.append(helper.make_node("Concat", names, ["joined"], axis=1))
+    nodes.append(helper.make_node("Cast", ["joined"], ["features"], to=TensorProto.DOUBLE))
     sizes = {}
     for i, (key, forest) in enumerate(state.forests.items()):
         binary = state.kinds[key] == "category" and len(forest.base) == 1
@@ -283,7 +200,7 @@ def graph(state: State, inputs: Mapping[str, Part]) -> Any:
 
 
 def _ensemble(forest: Forest, output: str) -> Any:
-    from onnx import helper
+    from onnx import helper, numpy_helper
 
     bounds = np.append(forest.roots, len(forest.feature))
     tree = np.repeat(np.arange(len(forest.roots)), np.diff(bounds))
@@ -293,9 +210,11 @@ def _ensemble(forest: Forest, output: str) -> Any:
     return helper.make_node(
         "TreeEnsembleRegressor", ["features"], [output], domain="ai.onnx.ml", n_targets=len(forest.base),
         nodes_treeids=tree.tolist(), nodes_nodeids=ids.tolist(), nodes_featureids=forest.feature.tolist(),
-        nodes_modes=np.where(leaf, "LEAF", "BRANCH_LEQ").tolist(), nodes_values=forest.threshold.astype(float).tolist(),
-        nodes_truenodeids=np.where(leaf, 0, forest.left - start).tolist(), nodes_falsenodeids=np.where(leaf, 0, forest.right - start).tolist(),
+        nodes_modes=np.where(leaf, "LEAF", "BRANCH_LEQ").tolist(),
+        nodes_values_as_tensor=numpy_helper.from_array(forest.threshold.astype(np.float64), "thresholds"),
+        nodes_truenodeids=np.where(leaf, 0, forest.left - start).tolist(),
+        nodes_falsenodeids=np.where(leaf, 0, forest.right - start).tolist(),
         nodes_missing_value_tracks_true=forest.missing_left.astype(int).tolist(),
         target_treeids=tree[leaf].tolist(), target_nodeids=ids[leaf].tolist(), target_ids=forest.column[tree[leaf]].tolist(),
-        target_weights=forest.value[leaf].tolist(), post_transform="NONE", aggregate_function="SUM",
+        target_weights_as_tensor=numpy_helper.from_array(forest.value[leaf], "weights"), post_transform="NONE", aggregate_function="SUM",
     )  # fmt: skip

@@ -59,6 +59,11 @@ class Model:
         pipeline = Pipeline.unpack(manifest["pipeline"], arrays)
         chosen = backend or manifest["model"]["backend"]
         options |= {"trust_code": trust_code}
+        if chosen == "composite":
+            from modelyard.runtime.composite import Composite
+
+            parts = [cls.load(folder / "parts" / name, trust_code=trust_code) for name in manifest["model"]["parts"]]
+            return Composite(folder, manifest, pipeline, {}, chosen, store.version(folder), parts)
         graphs = registry.load("runtime/backends", chosen).load(folder, manifest, pipeline, arrays, options)
         return cls(folder, manifest, pipeline, graphs, chosen, store.version(folder))
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from modelyard.errors import Unsupported
 from modelyard.runtime.model import Model
 from modelyard.store import atomic
 from modelyard.store import folder as store
@@ -56,6 +57,8 @@ def export(folder: Path, form: str = "onnx", *, trust_code: bool = False) -> Exp
     from modelyard.verbs.export import onnx
 
     model = Model.load(folder, trust_code=trust_code)
+    if model.backend == "composite":
+        raise Unsupported("a composite is served as it is; export each of its parts (model/parts/…), or distil it into one model", "use")
     target = folder.parent / "exports" / form
     if target.exists():
         number = 2

@@ -64,13 +64,15 @@ def describe(project: Any) -> Plan:
     bound = bind(project.data, project.task, project.base, seed=config.seed)
     pipeline = bound.pipeline
     choice = learner.choose(project.model.value, pipeline, bound.tasks, bound.rows["train"])
-    learner.set_encodings(choice, pipeline)
     parameters, training = None, {}
-    if not choice.estimator:
+    if choice.parts:
+        training = dict(choice.combine)
+    elif not choice.estimator:
         from modelyard.nets import _network
         from modelyard.verbs.train import fit_net
         from modelyard.verbs.train.config import resolve
 
+        learner.set_encodings(choice, pipeline)
         pipeline.fit([bound.splits["train"]])
         spec, families = fit_net.describe(choice, pipeline, bound.rows["train"])
         used, origins = resolve(config, *families)

@@ -13,7 +13,7 @@ main{max-width:1180px;margin:0 auto;padding:16px}
 h1{font-size:1.5rem;margin:.3em 0;overflow-wrap:anywhere}h2{font-size:1.2rem;margin:1.8em 0 .6em}h3{font-size:1rem;
 margin:1.2em 0 .5em}
 nav{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:.9rem}a{color:var(--mark)}
-header .cards{grid-template-columns:repeat(auto-fill,minmax(min(100%,255px),1fr))}nav{margin:12px 0}
+header .cards{grid-template-columns:repeat(auto-fit,minmax(min(100%,255px),1fr));align-items:start}nav{margin:12px 0}
 .soft{color:var(--soft)}.good{color:var(--good)}.bad{color:var(--bad)}
 .cards{display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr))}
 .pictures{display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));align-items:start}
@@ -38,6 +38,6 @@ border-radius:10px;max-height:30em}
 .worst .value{max-height:11em;overflow:auto}
 .label{border:1px solid var(--edge);border-radius:6px;padding:0 6px}
 summary{cursor:pointer;padding:6px 0}
-@media (max-width:480px){main{padding:10px}th,td{padding:6px}}
+@media (max-width:480px){main{padding:10px}th,td{padding:5px 4px}table{font-size:.8rem}td:first-child{min-width:5.5em}}
 @media print{body{background:#fff}.card,figure,.scroll,pre{break-inside:avoid}}
 """

@@ -333,7 +333,10 @@ def _known(value: Any) -> bool:
 
 
 def _value(found: Mapping[str, Any]) -> str:
-    return number(float(found["value"])) if _known(found.get("value")) else "—"
+    if not _known(found.get("value")):
+        return "—"
+    value = float(found["value"])
+    return number(0.0 if abs(value) < 1e-12 else value)  # 4e-17 is rounding noise, not a finding
 
 
 def _interval(found: Mapping[str, Any]) -> str:

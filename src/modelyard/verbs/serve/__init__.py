@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import signal
 import socket
 import threading
@@ -75,6 +76,8 @@ class Server:
                 f"serve.host={config.host} is open to others, so requests must carry a token",
                 [Problem("no token is set", "serve.token", "Write serve.token=${env:NAME}, or leave serve.host at 127.0.0.1.")],
             )
+        if config.token is not None and not re.fullmatch(r"[!-~]+", config.token):
+            raise UsageError("serve.token holds blanks or letters that headers cannot carry; use letters, digits and signs of ASCII")
         if config.name is not None and (not config.name.isprintable() or not config.name or "/" in config.name):
             raise UsageError(f"serve.name={config.name!r} cannot stand in an address; use letters, digits and - _ . without /")
         self.model = model if isinstance(model, Model) else Model.load(model, config.backend, trust_code=trust_code)

@@ -37,7 +37,10 @@ WORKERS = 2
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
-POLICY = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data: blob:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
 
 Handler = Callable[[HttpRequest], Awaitable[Response]]
 
@@ -123,7 +126,7 @@ class Service:
         if self.token is None:
             return
         kind, _, given = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not hmac.compare_digest(sha256(given.strip().encode("utf-8")).digest(), self.token):
+        if kind.lower() != "bearer" or not hmac.compare_digest(sha256(given.strip().encode("latin-1")).digest(), self.token):
             raise Refused(401, "a bearer token is needed: Authorization: Bearer TOKEN")
 
     def _stamp(self, request_id: str, response: Response) -> None:
@@ -211,14 +214,20 @@ class Service:
     async def status(self, request: HttpRequest) -> Response:
         """TensorFlow Serving's status of a model, with OpenAI's keys beside it."""
         self._named(request)
-        state = {"version": self.model.version, "state": "AVAILABLE" if self.ready else "UNLOADING", "status": {"error_code": "OK", "error_message": ""}}
+        state = {
+            "version": self.model.version,
+            "state": "AVAILABLE" if self.ready else "UNLOADING",
+            "status": {"error_code": "OK", "error_message": ""},
+        }
         return JSONResponse({"model_version_status": [state], "id": self.name, "object": "model", "owned_by": "modelyard"})
 
     async def metadata(self, request: HttpRequest) -> Response:
         """The signature."""
         self._named(request)
         spec = {"name": self.name, "signature_name": SIGNATURE, "version": self.model.version}
-        return JSONResponse({"model_spec": spec, "metadata": {"signature_def": self.model.signature.to_json()}, "backend": self.model.backend})
+        return JSONResponse(
+            {"model_spec": spec, "metadata": {"signature_def": self.model.signature.to_json()}, "backend": self.model.backend}
+        )
 
     async def live(self, request: HttpRequest) -> Response:
         """The process lives."""

@@ -29,9 +29,9 @@ ANSWERS: dict[str, Schema] = {
 }
 TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
 TEXT = {"type": "string"}
+REASON: Schema = {"type": "object", "required": ["column", "reason"], "properties": {"column": TEXT, "reason": TEXT, "value": {}}}
 ROW_ERROR: Schema = {
-    "type": "object", "required": ["error"], "additionalProperties": False,
-    "properties": {"error": {"type": "object", "required": ["column", "reason"], "properties": {"column": TEXT, "reason": TEXT, "value": {}}}},
+    "type": "object", "required": ["error"], "additionalProperties": False, "properties": {"error": REASON},
 }  # fmt: skip
 
 
@@ -125,7 +125,11 @@ def _predict(model: Model, operation: str) -> Schema:
 
 def _get(text: str, operation: str, kind: str = "application/json", public: bool = False) -> Schema:
     schema = {"type": "object"} if kind == "application/json" else TEXT
-    found: Schema = {"summary": text, "operationId": operation, "responses": {"200": {"description": text, "content": {kind: {"schema": schema}}}}}
+    found: Schema = {
+        "summary": text,
+        "operationId": operation,
+        "responses": {"200": {"description": text, "content": {kind: {"schema": schema}}}},
+    }
     return {"get": found | ({"security": []} if public else {})}
 
 
@@ -148,7 +152,11 @@ def _answers(outputs: list[Field]) -> dict[str, Schema]:
     found: dict[str, Schema] = {}
     for f in outputs:
         found[f.name] = _field(f, ANSWERS)
-        found[f"{f.name}.scores"] = {"type": "object", "additionalProperties": {"type": ["number", "null"]}, "description": "score of each label"}
+        found[f"{f.name}.scores"] = {
+            "type": "object",
+            "additionalProperties": {"type": ["number", "null"]},
+            "description": "score of each label",
+        }
     return found
 
 

@@ -39,17 +39,31 @@ class Telemetry:
     def text(self) -> str:
         """What `/metrics` answers."""
         with self.lock:
-            lines = ["# HELP modelyard_model_info Model that is served.", "# TYPE modelyard_model_info gauge", f"modelyard_model_info{{{self.label}}} 1"]
+            lines = [
+                "# HELP modelyard_model_info Model that is served.",
+                "# TYPE modelyard_model_info gauge",
+                f"modelyard_model_info{{{self.label}}} 1",
+            ]
             lines += ["# HELP modelyard_requests_total Requests by route and status code.", "# TYPE modelyard_requests_total counter"]
             lines += [f'modelyard_requests_total{{{self.label},route="{r}",code="{c}"}} {n}' for (r, c), n in sorted(self.requests.items())]
-            for name, value, text in (("rows", self.rows, "Rows that came."), ("row_errors", self.errors, "Rows that could not be answered.")):
-                lines += [f"# HELP modelyard_{name}_total {text}", f"# TYPE modelyard_{name}_total counter", f"modelyard_{name}_total{{{self.label}}} {value}"]
+            for name, value, text in (
+                ("rows", self.rows, "Rows that came."),
+                ("row_errors", self.errors, "Rows that could not be answered."),
+            ):
+                lines += [
+                    f"# HELP modelyard_{name}_total {text}",
+                    f"# TYPE modelyard_{name}_total counter",
+                    f"modelyard_{name}_total{{{self.label}}} {value}",
+                ]
             lines += ["# HELP modelyard_request_seconds Time to answer.", "# TYPE modelyard_request_seconds histogram"]
             for route, series in sorted(self.times.items()):
                 label = f'{self.label},route="{route}"'
                 lines += [f'modelyard_request_seconds_bucket{{{label},le="{b}"}} {int(series[i])}' for i, b in enumerate(BUCKETS)]
                 lines.append(f'modelyard_request_seconds_bucket{{{label},le="+Inf"}} {int(series[-2])}')
-                lines += [f"modelyard_request_seconds_sum{{{label}}} {series[-1]:.6f}", f"modelyard_request_seconds_count{{{label}}} {int(series[-2])}"]
+                lines += [
+                    f"modelyard_request_seconds_sum{{{label}}} {series[-1]:.6f}",
+                    f"modelyard_request_seconds_count{{{label}}} {int(series[-2])}",
+                ]
         return "\n".join([*lines, ""])
 
 

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import os
 import signal
@@ -15,9 +17,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 
 from modelyard.data.source import DataConfig, Source
 from modelyard.errors import GateFailed, ModelyardError, Problem
@@ -26,6 +29,9 @@ from modelyard.runtime.model import Model
 from modelyard.store.run import Run, now
 from modelyard.tasks._binding import Bound, bind
 from modelyard.verbs.train.config import TrainConfig as Config
+
+if TYPE_CHECKING:
+    from modelyard.verbs.train.learner import Choice
 
 __all__ = ["Config", "Trained", "train"]
 
@@ -94,22 +100,59 @@ def train(
         for note in bound.notes:
             say(note)
         with _ctrl_c(stop, say):
-            folder, facts = _fit(bound, model, config, run, name, bool(resume), device, stop, progress, say)
+            folder, facts = _fit(bound, model, _Job(config, run, name, bool(resume), device, stop, progress, say))
         return _judge(run, folder, bound, facts, judged_by, lang, stop.is_set())
     except ModelyardError as error:
         run.update(state="failed", finished=now(), error=error.to_json())
         raise
 
 
-def _fit(
-    bound: Bound, model: Any, config: Config, run: Run, name: str, resume: bool, device: str, stop: threading.Event,
-    progress: Callable[[int, int, str], None] | None, say: Callable[[str], None],
-) -> tuple[Path, dict[str, Any]]:
+@dataclass
+class _Job:
+    """What fitting needs beside the data and the model section."""
+
+    config: Config
+    run: Run
+    name: str
+    resume: bool
+    device: str
+    stop: threading.Event
+    progress: Callable[[int, int, str], None] | None
+    say: Callable[[str], None]
+
+
+def _fit(bound: Bound, model: Any, job: _Job) -> tuple[Path, dict[str, Any]]:
+    """(model folder, facts) of one model, or of a composite whose parts are fitted one after the other."""
+    from modelyard.verbs.train import learner
+
+    choice = learner.choose(model, bound.pipeline, bound.tasks, bound.splits["train"].height)
+    job.say(f"training {', '.join(choice.names)} on {bound.rows['train']} examples")
+    job.run.update(state="training", model={"model": choice.names}, data=_data(bound))
+    if not choice.parts:
+        return _fit_one(bound, choice, job, job.run.model, job.run.folder / "checkpoints")
+    from modelyard.verbs.train.compose import compose
+
+    folders, seconds = {}, 0.0
+    for number, section in enumerate(choice.parts):
+        own = dataclasses.replace(bound, pipeline=copy.deepcopy(bound.pipeline))
+        part = learner.choose(section, own.pipeline, own.tasks, own.splits["train"].height)
+        label = f"{number}-{part.names[0].replace('/', '-')}"
+        folder: Path = job.run.folder / "parts" / label
+        facts: dict[str, Any] = {}
+        if not (job.resume and (folder / "manifest.json").is_file()):
+            folder, facts = _fit_one(own, part, job, folder, job.run.folder / "checkpoints" / label)
+        folders[label] = folder
+        seconds += facts.get("training", {}).get("seconds", 0.0)
+    facts = {"training": {"seconds": seconds}, "seed": job.config.seed}
+    return compose(job.run.model, job.name, folders, choice.combine, facts), facts
+
+
+def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints: Path) -> tuple[Path, dict[str, Any]]:
+    """Fit the encodings and one model, and save it as `target`."""
     from modelyard.verbs.train import learner
     from modelyard.verbs.train.save import save
 
-    pipeline = bound.pipeline
-    choice = learner.choose(model, pipeline, bound.tasks, bound.splits["train"].height)
+    pipeline, config = bound.pipeline, job.config
     learner.set_encodings(choice, pipeline)
     pipeline.fit([bound.splits["train"]])
     arrays = {}
@@ -118,8 +161,6 @@ def _fit(
             encoded = pipeline.encode(bound.splits[split])
             arrays[split] = encoded.arrays, pipeline.targets(bound.splits[split], encoded.contexts)
     weights = _weights(bound)
-    say(f"training {', '.join(choice.names)} on {bound.rows['train']} examples")
-    run.update(state="training", model={"model": choice.names}, data=_data(bound))
     began = time.monotonic()
     graphs: dict[str, Graph]
     if choice.estimator:
@@ -127,7 +168,7 @@ def _fit(
 
         section, graphs, stored = fit_estimator.fit(
             choice, pipeline, arrays["train"], arrays.get("valid"), weights=weights, seed=config.seed, budget_s=config.budget,
-            progress=run.event, environment=bound.environment,
+            progress=job.run.event, environment=bound.environment,
         )  # fmt: skip
         parameters: dict[str, np.ndarray] = {}
         training: dict[str, Any] = {"seconds": time.monotonic() - began}
@@ -138,7 +179,7 @@ def _fit(
         spec, families = fit_net.describe(choice, pipeline, bound.rows["train"])
         section, network, parameters, result, used, origins = fit_net.fit(
             spec, families, pipeline, bound.tasks, arrays["train"], arrays.get("valid"), config, weights=weights,
-            folder=run.folder / "checkpoints", resume=resume, events=run.event, stop=stop, progress=progress, device=device,
+            folder=checkpoints, resume=job.resume, events=job.run.event, stop=job.stop, progress=job.progress, device=job.device,
         )  # fmt: skip
         graphs, stored = torch_graphs(network), {}
         training = {
@@ -147,8 +188,7 @@ def _fit(
             "parameters": sum(p.numel() for p in network.parameters()),
         }  # fmt: skip
     facts = {"training": training, "seed": config.seed}
-    folder = save(run.model, name, bound, section, graphs, parameters, stored, facts)
-    return folder, facts
+    return save(target, job.name, bound, section, graphs, parameters, stored, facts), facts
 
 
 def _yaml(resolved: Mapping[str, Any]) -> str:
@@ -171,8 +211,10 @@ def _yaml(resolved: Mapping[str, Any]) -> str:
 
 
 def _weights(bound: Bound) -> np.ndarray | None:
-    column = next((c for c in bound.carried if c == getattr(bound, "weight", None)), None)
-    return None if column is None else bound.splits["train"][column].cast(float).to_numpy().astype(np.float32)
+    """Example weights (B,) of the training rows, where the data names a column of them."""
+    if bound.weight is None:
+        return None
+    return bound.splits["train"][bound.weight].cast(pl.Float64).to_numpy().astype(np.float32)
 
 
 def _judge(
@@ -203,6 +245,9 @@ def _judge(
 def _about(model: Model, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Facts of the report's first card."""
     section = model.manifest["model"]
+    if "parts" in section:
+        made = f"{section['combine']} of {', '.join(section['parts'])}"
+        section = {"estimator": made}
     made = section.get("estimator") or ", ".join(n["name"] for n in section["net"].get("nets", {}).values()) or section["net"]["user"]["module"]
     training = facts["training"]
     return {
@@ -255,8 +300,6 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Trained:
 
     config: Config = project.section("train")
     if project.seed is not None and project.origins.get("train.seed", "default") == "default":
-        import dataclasses
-
         config = dataclasses.replace(config, seed=project.seed)
     if options.dry_run:
         from modelyard.verbs.plan import describe

@@ -22,7 +22,7 @@ def card(manifest: Mapping[str, Any], signature: Signature) -> str:
     """Markdown with what goes in, what comes out, how bad values behave, and where the model comes from."""
     tasks = ", ".join(f"{o} ({t})" for o, t in manifest["tasks"].items())
     model = manifest["model"]
-    kind = model.get("estimator") or ", ".join(n["name"] for n in model.get("net", {}).get("nets", {}).values()) or "own module"
+    kind = f"{model['combine']} of {', '.join(model['parts'])}" if "parts" in model else model.get("estimator") or ", ".join(n["name"] for n in model.get("net", {}).get("nets", {}).values()) or "own module"
     rows = ", ".join(f"{n} {split}" for split, n in manifest["data"]["rows"].items())
     lines = [
         "---",

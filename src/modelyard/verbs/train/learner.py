@@ -26,10 +26,16 @@ class Choice:
     """`{"module": "file.py:Class" or "package/name", "args": {…}}`."""
     config: Any = None
     """Config of the estimator."""
+    parts: list[Any] = field(default_factory=list)
+    """Model sections of a composite's parts."""
+    combine: dict[str, Any] = field(default_factory=dict)
+    """`{"combine": rule, "weights": […]}` of a composite."""
 
     @property
     def names(self) -> list[str]:
         """Families, for people."""
+        if self.parts:
+            return [f"{self.combine['combine']} of " + " and ".join(p if isinstance(p, str) else str(p.get("name")) for p in self.parts)]
         if self.user:
             return [str(self.user["module"])]
         return [self.estimator] if self.estimator else [n["name"] for n in self.nets.values()]
@@ -42,6 +48,8 @@ def choose(section: Any, pipeline: Pipeline, tasks: dict[str, Task], rows: int) 
         section = auto(pipeline, tasks, rows) | {k: v for k, v in section.items() if k != "name"}
     if "module" in section:
         return Choice(user={"module": section["module"], "args": dict(section.get("args") or {})})
+    if "parts" in section:
+        return _composite(section, pipeline, tasks, rows)
     inputs = families(pipeline)
     if "name" not in section:
         return _per_input(section, inputs)
@@ -65,6 +73,29 @@ def choose(section: Any, pipeline: Pipeline, tasks: dict[str, Task], rows: int) 
         family = registry.load("nets", FAMILIES[inputs[other]])
         nets[other] = {"name": FAMILIES[inputs[other]], "config": family.Config()}
     return Choice(nets={i: nets[i] for i in inputs}, fusion=_fusion(section.get("fusion")))
+
+
+def _composite(section: Mapping[str, Any], pipeline: Pipeline, tasks: dict[str, Task], rows: int) -> Choice:
+    """`{parts: [trees, mlp], combine: mean}`; every part is read as a model section of its own."""
+    from modelyard.runtime.composite import RULES
+
+    problems = []
+    parts, rule, weights = section["parts"], section.get("combine", "mean"), section.get("weights")
+    if not isinstance(parts, list) or len(parts) < 2:
+        problems.append(Problem(f"got {parts!r}, expected a list of at least two models", "model.parts"))
+    if rule not in RULES:
+        problems.append(Problem(f"got {rule!r}, expected one of {', '.join(RULES)}", "model.combine"))
+    if (rule == "weights") != (weights is not None):
+        problems.append(Problem("goes with combine: weights, and only with it", "model.weights"))
+    elif weights is not None and (not isinstance(weights, list) or len(weights) != len(parts) or min(weights, default=0) < 0 or sum(weights) <= 0):
+        problems.append(Problem(f"got {weights!r}, expected one weight from 0 for each part", "model.weights"))
+    if stray := set(section) - {"parts", "combine", "weights"}:
+        problems.append(Problem(f"{', '.join(sorted(stray))} is no key of a composite; expected parts, combine, weights", "model"))
+    if problems:
+        raise ConfigError(f"the model section has {len(problems)} mistake(s)", problems)
+    for part in parts:
+        choose(part, pipeline, tasks, rows)
+    return Choice(parts=list(parts), combine={"combine": rule, **({"weights": weights} if weights else {})})
 
 
 def _per_input(section: Mapping[str, Any], inputs: Mapping[str, str]) -> Choice:
