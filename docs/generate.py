@@ -9,7 +9,6 @@ Needs the `train` extra (the settings of nets are read from their files). Pages 
 from __future__ import annotations
 
 # ruff: noqa: E501 - the long lines are sentences of the pages
-
 import dataclasses
 import json
 import sys
