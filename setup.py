@@ -18,7 +18,8 @@ class WithExamples(build_py):
         if not self.editable_mode:
             target = Path(self.build_lib) / "modelyard" / "_examples"
             shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(Path(__file__).parent / "examples", target, ignore=shutil.ignore_patterns("runs", "exports", "__pycache__", ".*"))
+            left = shutil.ignore_patterns("runs", "exports", "__pycache__", ".*")
+            shutil.copytree(Path(__file__).parent / "examples", target, ignore=left)
 
 
 setup(cmdclass={"build_py": WithExamples})

@@ -8,6 +8,7 @@ Needs the `train` extra (the settings of nets are read from their files). Pages 
 
 from __future__ import annotations
 
+# ruff: noqa: E501 - the long lines are sentences of the pages
 import dataclasses
 import json
 import sys
@@ -216,7 +217,7 @@ def kinds() -> str:
         for encoding in rules.encodings.values():
             about = " ".join((type(encoding).__doc__ or "").split("\n\n")[0].split())
             if dataclasses.fields(encoding.Config):
-                lines += [settings.reference(encoding.Config, f"{name} · {encoding.name}").replace("| meaning |\n|---|---|---|---|\n", "| meaning |\n|---|---|---|---|\n")]
+                lines += [settings.reference(encoding.Config, f"{name} · {encoding.name}")]
             else:
                 lines += [f"### `{name} · {encoding.name}`", ""]
             lines += [about, ""]

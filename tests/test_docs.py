@@ -1,4 +1,4 @@
-"""What the documentation says is true: commands and Python run as printed, project files parse, links lead somewhere, the reference is current."""
+"""What the documentation says is true: commands and Python run, project files parse, links lead somewhere, the reference is current."""
 
 from __future__ import annotations
 
@@ -153,7 +153,8 @@ def test_json_page_names_what_commands_print(tmp_path: Path, monkeypatch: pytest
     sections = {s.split("\n", 1)[0]: set(re.findall(r"^- `(\w+)`", s, re.MULTILINE)) for s in page.split("\n## ")[1:]}
     monkeypatch.chdir(tmp_path)
     calls = (
-        ("init", "init", "segments"), ("check", "check"), ("plan", "plan"), ("train", "train"), ("evaluate", "evaluate"), ("export", "export"),
+        ("init", "init", "segments"), ("check", "check"), ("plan", "plan"), ("train", "train"), ("evaluate", "evaluate"),
+        ("export", "export"),
         ("predict", "predict", "data=customers.csv"), ("report", "report"), ("run", "run"), ("doctor", "doctor"), ("runs", "runs"),
         ("runs", "runs", "compare", "segments-0001", "segments-0002"),
     )  # fmt: skip
