@@ -33,7 +33,7 @@ from _record import SHARED, Clock, hardware, need_data, verdict
 
 from modelyard.data.images import read_idx
 from modelyard.data.source import DataConfig
-from modelyard.runtime.answers import Answers, Parity, compare, kind_of
+from modelyard.runtime.answers import Answers, Parity, compare
 from modelyard.runtime.model import Model, answers_from_json
 from modelyard.verbs.export import export
 from modelyard.verbs.train import Config, train
