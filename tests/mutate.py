@@ -108,7 +108,16 @@ def whole(seed: int) -> Case:
         for _ in range(rows):
             number += 1
             age, city = chance.randint(18, 80), chance.choice(CITIES)
-            table.append([f"r{number}", str(age), f"{chance.gauss(50, 9):.3f}", city, f"{age * 3 + chance.gauss(0, 9):.2f}", "yes" if chance.random() < 0.5 else "no"])
+            table.append(
+                [
+                    f"r{number}",
+                    str(age),
+                    f"{chance.gauss(50, 9):.3f}",
+                    city,
+                    f"{age * 3 + chance.gauss(0, 9):.2f}",
+                    "yes" if chance.random() < 0.5 else "no",
+                ]
+            )
         parts[name] = Part(name, ["key", "age", "income", "city", "price", "label"], table, f"{name}.csv")
     settings: dict[str, Any] = {
         "task": "classification",
@@ -167,14 +176,22 @@ _content("only blank lines", r"FILE\.csv holds no rows", lambda p, c: (".csv", b
 _content("UTF-16", r"FILE\.csv is UTF-16", lambda p, c: (".csv", p.raw().decode().encode("utf-16")))
 _content("UTF-16 without a mark", r"FILE\.csv.*(NUL|UTF-16|binary)", lambda p, c: (".csv", p.raw().decode().encode("utf-16-le")))
 _content("binary junk", r"FILE\.csv.*(neither UTF-8 nor GB18030|NUL|binary)", lambda p, c: (".csv", c.randbytes(4000)))
-_content("bad bytes", r"FILE\.csv:\d+: byte 0xff is neither UTF-8 nor GB18030", lambda p, c: (".csv", p.raw().replace(b",yes", b",\xff\xff\xff", 1)))
+_content(
+    "bad bytes",
+    r"FILE\.csv:\d+: byte 0xff is neither UTF-8 nor GB18030",
+    lambda p, c: (".csv", p.raw().replace(b",yes", b",\xff\xff\xff", 1)),
+)
 _content("gzip cut short", r"FILE\.csv\.gz is no whole gzip file", lambda p, c: (".csv.gz", gzip.compress(p.raw())[: -c.randint(5, 200)]))
 _content("gzip that is none", r"FILE\.csv\.gz is no whole gzip file", lambda p, c: (".csv.gz", p.raw()))
 _content("gzip bomb", r"FILE\.csv\.gz unpacks to more than", lambda p, c: (".csv.gz", gzip.compress(b"a,b\n" * 2**20)))
 _content("Parquet junk", r"FILE\.parquet is no readable Parquet file", lambda p, c: (".parquet", b"PAR1" + c.randbytes(500)))
 _content("unknown type", r"FILE\.xlsx is of no known type", lambda p, c: (".xlsx", p.raw()))
 _content("JSON of numbers", r"FILE\.json: none of its 3 elements is an object", lambda p, c: (".json", b"[1, 2, 3]"))
-_content("JSON columns of two lengths", r"FILE\.json: the columns have different lengths", lambda p, c: (".json", b'{"age": [1, 2], "label": [1]}'))
+_content(
+    "JSON columns of two lengths",
+    r"FILE\.json: the columns have different lengths",
+    lambda p, c: (".json", b'{"age": [1, 2], "label": [1]}'),
+)
 _content("JSON lines without objects", r"FILE\.jsonl holds no JSON objects", lambda p, c: (".jsonl", b"1\n2\nthree\n"))
 _content("zip cut short", r"FILE\.zip is no readable zip", lambda p, c: (".zip", _zip({"a/1.png": png(4, 4)})[: -c.randint(20, 60)]))
 _content("zip without images", r"FILE\.zip holds no images", lambda p, c: (".zip", _zip({"notes/readme.md": b"x"})))
@@ -491,7 +508,11 @@ TEXT: dict[str, tuple[bool, Callable[[str], str | bytes], str]] = {
     "tab": (False, lambda t: t.replace("  epochs", "\tepochs"), r"modelyard\.yaml:\d+.*a tab stands in the indentation"),
     "open bracket": (False, lambda t: t + "name: [a, b\n", r"modelyard\.yaml:\d+: is not YAML"),
     "open quote": (False, lambda t: t + 'name: "a\n', r"modelyard\.yaml:\d+: is not YAML"),
-    "wrong indentation": (False, lambda t: t.replace("  epochs", "     epochs").replace("  batch", " batch"), r"modelyard\.yaml:\d+: is not YAML"),
+    "wrong indentation": (
+        False,
+        lambda t: t.replace("  epochs", "     epochs").replace("  batch", " batch"),
+        r"modelyard\.yaml:\d+: is not YAML",
+    ),
     "list at the top": (False, lambda t: "- data\n- train\n", r"expected keys such as .*got a list"),
     "word at the top": (False, lambda t: "data.csv\n", r"expected keys such as .*got 'data\.csv'"),
     "Latin-1": (False, lambda t: (t + "name: caf\u00e9\n").encode("latin-1", "replace"), r"modelyard\.yaml:\d+: is not UTF-8"),

@@ -130,13 +130,17 @@ def decode(raw: bytes, encoding: str | None, path: Path) -> tuple[str, list[str]
             text = raw.decode("gb18030")
         except UnicodeDecodeError:
             line = raw[: utf8.start].count(b"\n") + 1
-            message = f"{path}:{line}: byte {raw[utf8.start]:#04x} is neither UTF-8 nor GB18030; save the file as UTF-8 or name data.encoding"
+            message = (
+                f"{path}:{line}: byte {raw[utf8.start]:#04x} is neither UTF-8 nor GB18030; save the file as UTF-8 or name data.encoding"
+            )
             raise DataError(message) from None
         return text, [f"{path.name} was read as GB18030, since it is not UTF-8"]
 
 
 def _delimited(text: str, path: Path, name: str, reading: Reading, separator: str | None) -> Table:
-    lines = text.splitlines() if "\x0b" not in text and "\x0c" not in text and "\x85" not in text and "\u2028" not in text else _newlines(text)
+    lines = (
+        text.splitlines() if "\x0b" not in text and "\x0c" not in text and "\x85" not in text and "\u2028" not in text else _newlines(text)
+    )
     first = next((i for i, line in enumerate(lines) if line.strip()), None)
     if first is None:
         raise DataError(f"{path} holds no rows")
@@ -177,9 +181,7 @@ def sniff(lines: Sequence[str]) -> str:
     return best
 
 
-def _records(
-    lines: list[str], start: int, width: int, names: list[str], sep: str, file: str
-) -> tuple[list[list[str]], list[SetAside]]:
+def _records(lines: list[str], start: int, width: int, names: list[str], sep: str, file: str) -> tuple[list[list[str]], list[SetAside]]:
     """Columns of the body, and what was set aside. A fast path for lines without quotes; `csv` for the others."""
     rows: list[list[str]] = []
     aside: list[SetAside] = []
@@ -221,7 +223,13 @@ def _quoted(lines: list[str], i: int, width: int, sep: str) -> tuple[list[str] |
         if i + used > len(lines):
             break
         try:
-            fields = next(csv.reader(["\n".join(lines[i : i + used])] if used == 1 else [x + "\n" for x in lines[i : i + used - 1]] + [lines[i + used - 1]], delimiter=sep, strict=True))
+            fields = next(
+                csv.reader(
+                    ["\n".join(lines[i : i + used])] if used == 1 else [x + "\n" for x in lines[i : i + used - 1]] + [lines[i + used - 1]],
+                    delimiter=sep,
+                    strict=True,
+                )
+            )
         except csv.Error as error:
             if "unexpected end of data" in str(error) or "newline inside string" in str(error):
                 continue
@@ -336,7 +344,9 @@ def _object(source: Any) -> pl.DataFrame:
         return pl.DataFrame(source)
     if isinstance(source, Sequence) and source and all(isinstance(r, Mapping) for r in source):
         return from_records(source)
-    message = f"data came as {type(source).__name__}; give a path, a dict of columns, a list of dicts, or a Polars, pandas, Arrow or NumPy table"
+    message = (
+        f"data came as {type(source).__name__}; give a path, a dict of columns, a list of dicts, or a Polars, pandas, Arrow or NumPy table"
+    )
     raise DataError(message)
 
 

@@ -134,7 +134,12 @@ def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None
         if config.limit is not None and table.rows > config.limit:
             # a seeded sample: the head of an ordered file would hold one class
             index = np.sort(np.random.default_rng(0).permutation(table.rows)[: config.limit])
-            tables[name] = Table(name, table.data[index], table.set_aside, [*table.notes, f"{name}: a sample of {config.limit} of {table.rows} rows (data.limit)"])
+            tables[name] = Table(
+                name,
+                table.data[index],
+                table.set_aside,
+                [*table.notes, f"{name}: a sample of {config.limit} of {table.rows} rows (data.limit)"],
+            )
     return Source(tables, [note for t in tables.values() for note in t.notes])
 
 

@@ -158,11 +158,15 @@ def _roles(
     name, (examples, origin) = next(iter(framed.items()))
     for role in roles:
         if role not in examples.columns:
-            mistakes.problems.append(Problem(f"is not a column of the data; it has: {', '.join(examples.columns)}", role, _nearest(role, examples.columns)))
+            mistakes.problems.append(
+                Problem(f"is not a column of the data; it has: {', '.join(examples.columns)}", role, _nearest(role, examples.columns))
+            )
     if config.weight in examples.columns:
         weights, errors = registry.load("kinds", "number").KIND.check(examples[config.weight].alias(config.weight))
         reason = "is no weight; write a number of at least 0"
-        found = {e.row: e.value for e in errors} | {int(r): str(weights[int(r)]) for r in np.flatnonzero((weights < 0).fill_null(False).to_numpy())}
+        found = {e.row: e.value for e in errors} | {
+            int(r): str(weights[int(r)]) for r in np.flatnonzero((weights < 0).fill_null(False).to_numpy())
+        }
         found |= {int(r): "" for r in np.flatnonzero(weights.is_null().to_numpy()) if int(r) not in found}
         if found:
             bad = [RowError(row, config.weight, reason, value) for row, value in sorted(found.items())]
@@ -172,7 +176,9 @@ def _roles(
         lacking = [n for n, data in tables.items() if column not in data.columns]
         for n in lacking:
             came = ", ".join(tables[n].columns)
-            mistakes.problems.append(Problem(f"the table {n} lacks the id column; it has: {came}", column, _nearest(column, tables[n].columns)))
+            mistakes.problems.append(
+                Problem(f"the table {n} lacks the id column; it has: {came}", column, _nearest(column, tables[n].columns))
+            )
     ids = [c for c in _listed(config.id) if all(c in data.columns for data in tables.values())]
     if ids and len(ids) == len(_listed(config.id)):
         _unique_ids(ids, tables, mistakes)
@@ -180,13 +186,18 @@ def _roles(
 
 def _unique_ids(ids: list[str], tables: Mapping[str, pl.DataFrame], mistakes: Mistakes) -> None:
     """The same id twice is a row counted twice, or a test row that was learnt from."""
-    parts = [d.select(*(pl.col(c).cast(pl.String) for c in ids), pl.lit(n).alias("\0table"), pl.int_range(1, pl.len() + 1).alias("\0row")) for n, d in tables.items()]
+    parts = [
+        d.select(*(pl.col(c).cast(pl.String) for c in ids), pl.lit(n).alias("\0table"), pl.int_range(1, pl.len() + 1).alias("\0row"))
+        for n, d in tables.items()
+    ]
     every = pl.concat(parts).drop_nulls(ids)
     double = every.group_by(ids, maintain_order=True).agg("\0table", "\0row").filter(pl.col("\0row").list.len() > 1)
     if not double.height:
         return
     shown = "; ".join(
-        f"{' '.join(map(str, row[: len(ids)]))} (" + ", ".join(f"{t} row {r}" for t, r in zip(row[-2][:SHOWN], row[-1][:SHOWN], strict=True)) + ")"
+        f"{' '.join(map(str, row[: len(ids)]))} ("
+        + ", ".join(f"{t} row {r}" for t, r in zip(row[-2][:SHOWN], row[-1][:SHOWN], strict=True))
+        + ")"
         for row in double.head(SHOWN).iter_rows()
     )
     more = f" and {double.height - SHOWN} more" if double.height > SHOWN else ""
@@ -214,7 +225,9 @@ def columns(
         chosen, allowed = task_named(task) if task else (task_for(None), None)
         if chosen.supervised:
             hint = f"Name the column to predict with target=NAME; the data has: {came}."
-            mistakes.errors.append(DataError(f"the task {chosen.name} needs a target column", [Problem("is not given", "data.target", hint)]))
+            mistakes.errors.append(
+                DataError(f"the task {chosen.name} needs a target column", [Problem("is not given", "data.target", hint)])
+            )
         else:
             outputs.append(_output(chosen.output, chosen.kinds[0], chosen))
             tasks[chosen.output] = chosen
@@ -261,9 +274,7 @@ def _wanted(
     return _output(name, kind, chosen), chosen, allowed
 
 
-def _as_before(
-    like: Pipeline, named: Mapping[str, str]
-) -> tuple[list[Column], list[Column], dict[str, Task], list[str]]:
+def _as_before(like: Pipeline, named: Mapping[str, str]) -> tuple[list[Column], list[Column], dict[str, Task], list[str]]:
     tasks = {column.name: registry.load("tasks", named[column.name]).TASK for column in like.outputs}
     return like.inputs, like.outputs, tasks, []
 
@@ -377,7 +388,13 @@ def _check(
     aside = [SetAside(table, int(origin[e.row]) + 1, e.column, e.reason, e.value) for e in gone.values()]
     kept = np.array([i for i in range(examples.height) if i not in gone], np.int64)
     extra = [examples[c] for c in carried]
-    clean = pl.DataFrame([*inputs.get_columns(), *(s for s in labels.get_columns()), *(s for s in extra if s.name not in inputs.columns and s.name not in labels.columns)])
+    clean = pl.DataFrame(
+        [
+            *inputs.get_columns(),
+            *(s for s in labels.get_columns()),
+            *(s for s in extra if s.name not in inputs.columns and s.name not in labels.columns),
+        ]
+    )
     if examples.height and not len(kept) and aside:
         problems.append(Problem(f"all {examples.height} rows of {table} are unusable: {aside[0].reason}", aside[0].column or ""))
     return clean[kept] if whole else None, kept, aside
@@ -404,9 +421,7 @@ def _split(
     return out, raw
 
 
-def _trainable(
-    splits: Mapping[str, pl.DataFrame], outputs: list[Column], tasks: Mapping[str, Task], problems: list[Problem]
-) -> None:
+def _trainable(splits: Mapping[str, pl.DataFrame], outputs: list[Column], tasks: Mapping[str, Task], problems: list[Problem]) -> None:
     train = splits["train"]
     if train.height < 2:
         problems.append(Problem(f"only {train.height} row(s) are left to train on", "train"))

@@ -1,6 +1,6 @@
 """Looks at the data before anything is trained: types, missing values, duplicates, leakage, balance; refuses what cannot train.
 
-    modelyard check data=customers.csv target=churned
+modelyard check data=customers.csv target=churned
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ class Checked:
         return {**vars(self), "set_aside": self.set_aside[:100], "set_aside_count": len(self.set_aside)}
 
     def __str__(self) -> str:
-        lines = ["rows  " + ", ".join(f"{n} {s}" for s, n in self.rows.items()) + (f"; {len(self.set_aside)} set aside" if self.set_aside else "")]
+        lines = [
+            "rows  "
+            + ", ".join(f"{n} {s}" for s, n in self.rows.items())
+            + (f"; {len(self.set_aside)} set aside" if self.set_aside else "")
+        ]
         width = max((len(c["name"]) for c in self.columns), default=4)
         for c in self.columns:
             lines.append(f"  {c['name']:<{width}}  {c['role']:<6} {c['kind']:<10} {c['missing']:>6} missing  {c['about']}")
@@ -87,7 +91,12 @@ def _columns(bound: Bound, found: Checked) -> None:
         if values.dtype not in (pl.Binary,) and not isinstance(values.dtype, pl.Array) and values.n_unique() == 1:
             _add(found.findings, c.name, "has one value only and tells nothing.", f"Leave it out: data.ignore=[{c.name}].")
         if c.kind == "category" and values.n_unique() > 0.5 * len(values) and len(values) > 50:
-            _add(found.findings, c.name, f"{values.n_unique()} different labels in {len(values)} rows: a name or a text?", f"data.inputs.{c.name}=text")
+            _add(
+                found.findings,
+                c.name,
+                f"{values.n_unique()} different labels in {len(values)} rows: a name or a text?",
+                f"data.inputs.{c.name}=text",
+            )
     names = [c.name for c in bound.pipeline.inputs]
     copies = train.height - _hash(train, names + [c.name for c in bound.pipeline.outputs if c.name in train.columns]).n_unique()
     if copies:
@@ -105,17 +114,37 @@ def _targets(bound: Bound, found: Checked) -> None:
             found.balance[c.name] = counts
             rare = [f"{k} ({n})" for k, n in counts.items() if n < RARE]
             if rare:
-                _add(found.findings, c.name, f"label(s) with fewer than {RARE} training rows: {', '.join(rare[:10])}.", "Collect more, or join them.")
+                _add(
+                    found.findings,
+                    c.name,
+                    f"label(s) with fewer than {RARE} training rows: {', '.join(rare[:10])}.",
+                    "Collect more, or join them.",
+                )
             ratio = max(counts.values()) / max(1, min(counts.values()))
             if ratio > IMBALANCE:
-                _add(found.findings, c.name, f"the most frequent label is {ratio:.0f} times the rarest.", "Judge by average_precision or f1; try train.class_weights=balanced.")
+                _add(
+                    found.findings,
+                    c.name,
+                    f"the most frequent label is {ratio:.0f} times the rarest.",
+                    "Judge by average_precision or f1; try train.class_weights=balanced.",
+                )
             for split, frame in bound.splits.items():
                 new = set(frame[c.name].drop_nulls().unique()) - set(counts) if c.name in frame.columns else set()
                 if new:
-                    _add(found.problems, c.name, f"{split} holds label(s) that train never shows: {', '.join(sorted(map(str, new))[:5])}.", "Split by stratum, or add training rows.")
+                    _add(
+                        found.problems,
+                        c.name,
+                        f"{split} holds label(s) that train never shows: {', '.join(sorted(map(str, new))[:5])}.",
+                        "Split by stratum, or add training rows.",
+                    )
         for source in bound.pipeline.inputs:
             if source.kind in ("category", "number") and c.kind in ("category", "number") and _determines(train[source.name], values):
-                _add(found.problems, source.name, f"tells {c.name} exactly: a copy of the target, or written after it was known.", f"data.ignore=[{source.name}], unless it is known beforehand.")
+                _add(
+                    found.problems,
+                    source.name,
+                    f"tells {c.name} exactly: a copy of the target, or written after it was known.",
+                    f"data.ignore=[{source.name}], unless it is known beforehand.",
+                )
 
 
 def _determines(source: pl.Series, target: pl.Series) -> bool:
@@ -140,7 +169,12 @@ def _leakage(bound: Bound, found: Checked) -> None:
         if shared:
             share = shared / frame.height
             group = found.problems if share > 0.01 and shared > 5 else found.findings
-            _add(group, split, f"{shared} row(s) ({share:.1%}) have exactly the inputs of a training row.", "Remove the copies, or split by the column that links them: data.split.by=COLUMN.")
+            _add(
+                group,
+                split,
+                f"{shared} row(s) ({share:.1%}) have exactly the inputs of a training row.",
+                "Remove the copies, or split by the column that links them: data.split.by=COLUMN.",
+            )
 
 
 def _hash(frame: pl.DataFrame, names: list[str]) -> pl.Series:
