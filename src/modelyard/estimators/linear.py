@@ -161,7 +161,7 @@ def _platt(margins: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
     ids = np.searchsorted(np.unique(y), y)
     start = np.array([1.0, 0.0]) if margins.ndim == 1 else np.array([1.0])
-    loss = lambda p: _log_loss(margins, ids, float(np.exp(p[0])), float(p[1]) if len(p) > 1 else 0.0)  # noqa: E731
+    loss = lambda p: _log_loss(margins, ids, float(np.exp(np.clip(p[0], -5, 5))), float(p[1]) if len(p) > 1 else 0.0)  # noqa: E731
     found = minimize(loss, start, method="Nelder-Mead", options={"maxiter": 200, "xatol": 1e-4, "fatol": 1e-7})
     return float(np.exp(np.clip(found.x[0], -5, 5))), float(found.x[1]) if margins.ndim == 1 else 0.0
 
