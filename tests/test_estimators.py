@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
 import pytest
 
+from modelyard import registry
 from modelyard.estimators import _forest, k_means, linear, trees
+from modelyard.estimators._contract import Estimator
 from modelyard.estimators._forest import Forest
 from modelyard.kinds._contract import Array, Head, Part, Ragged, pad
 
@@ -177,6 +180,15 @@ def test_it_learns_and_its_graph_agrees(name: str, kind: str) -> None:
         assert np.array_equal(ours.argmax(1), theirs.argmax(1))
 
 
+@pytest.mark.parametrize("name", registry.names("estimators"))
+def test_modules_keep_the_contract(name: str) -> None:
+    """Members and the parameters of `fit` are those of the protocol."""
+    module = registry.load("estimators", name)
+    assert isinstance(module, Estimator)
+    assert list(inspect.signature(module.fit).parameters) == list(inspect.signature(Estimator.fit).parameters)
+    module.Config()  # every setting has a default
+
+
 def test_two_classes_have_one_score() -> None:
     """softmax of the two logits is the sigmoid of LightGBM's raw score."""
     inputs = table(600)
@@ -283,6 +295,15 @@ def test_texts_beside_a_table() -> None:
     strange = padded | {"t.grams": np.where(padded["t.grams"] == 3, 10_000, padded["t.grams"])}
     silenced = padded | {"t.weights": np.where(padded["t.grams"] == 3, 0, padded["t.weights"]).astype(np.float32)}
     assert np.allclose(linear.apply(strange, state)["y.logits"], linear.apply(silenced, state)["y.logits"], atol=1e-6)
+
+
+def test_a_budget_of_nothing_still_fits() -> None:
+    """With no time at all the likeliest C is taken, and k-means tries one number of groups."""
+    inputs, y = texts(200)
+    for head, targets in ((CATEGORY, {"y.index": y}), (NUMBER, {"y.value": signal(inputs).astype(np.float32)})):
+        assert linear.fit(inputs, targets, [head], linear.Config(), budget_s=0.0).chosen == {head.key: 1.0}
+    groups = k_means.fit(blobs(60, 3)[0], {}, [Head("y", "cluster", "distances", 0)], k_means.Config(), budget_s=0.0)
+    assert list(groups.silhouettes) == ["2"] and len(groups.centres) == 2
 
 
 def test_hinge_margins_become_probabilities() -> None:

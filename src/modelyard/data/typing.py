@@ -71,11 +71,8 @@ def _texts(column: pl.Series, some: pl.Series, distinct: int, hint: Literal["", 
     if numbers.null_count() < 0.1 * len(text) and not text.str.contains(r"^[+-]?0\d").any() and distinct > FEW:
         return Guess("number", "", f"{1 - numbers.null_count() / len(text):.0%} of it reads as numbers")
     split = text.str.contains(r"[|;]")
-    if (
-        split.mean() is not None
-        and float(split.mean()) > 0.2
-        and text.str.split("|").explode(empty_as_null=False).n_unique() < len(text) / 3
-    ):  # type: ignore[arg-type]
+    often = int(split.sum()) > 0.2 * len(text)
+    if often and text.str.split("|").explode(empty_as_null=False).n_unique() < len(text) / 3:
         return Guess("label-set", "", "many values are joined by | or ;")
     words = float(text.str.count_matches(r"\S+").mean() or 0)  # type: ignore[arg-type]
     # a Chinese or Japanese sentence has no blanks: four characters carry about what a word does

@@ -7,6 +7,7 @@ rows (Platt 1999), so that scores mean something.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -59,12 +60,13 @@ def fit(
     weights: np.ndarray | None = None, valid: Any = None, seed: int = 0, budget_s: float | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> State:
-    """Fits one model per output."""
+    """Fits one model per output; past the budget no further C is tried."""
+    deadline = None if budget_s is None else time.monotonic() + budget_s
     layout = layout_of(inputs)
     x = sparse(inputs, layout)
     state = State(layout)
     for head in heads:
-        coefficients_KD, bias_K, c = _fit_head(x, targets, head, config, weights, seed, bool(layout.grams))
+        coefficients_KD, bias_K, c = _fit_head(x, targets, head, config, weights, seed, bool(layout.grams), deadline)
         state.weights[head.key] = np.ascontiguousarray(coefficients_KD.T, dtype=np.float32)
         state.bias[head.key] = np.asarray(bias_K, np.float32)
         state.chosen[head.key] = c
@@ -74,20 +76,21 @@ def fit(
 
 
 def _fit_head(
-    x: Any, targets: Mapping[str, np.ndarray], head: Head, config: Config, weights: np.ndarray | None, seed: int, text: bool
+    x: Any, targets: Mapping[str, np.ndarray], head: Head, config: Config, weights: np.ndarray | None, seed: int, text: bool,
+    deadline: float | None,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     if head.kind == "number":
-        return _ridge(x, targets[f"{head.output}.value"], config, weights, seed)
+        return _ridge(x, targets[f"{head.output}.value"], config, weights, seed, deadline)
     hinge = config.loss == "hinge" or (config.loss == "auto" and text)
     if head.kind == "label-set":
         rows_BK = targets[f"{head.output}.multi_hot"]
-        found = [_labels(x, rows_BK[:, k].astype(np.int64), 2, config, weights, seed, hinge) for k in range(head.size)]
+        found = [_labels(x, rows_BK[:, k].astype(np.int64), 2, config, weights, seed, hinge, deadline) for k in range(head.size)]
         return (np.stack([f[0][1] - f[0][0] for f in found]), np.array([f[1][1] - f[1][0] for f in found]), found[0][2])
-    return _labels(x, targets[f"{head.output}.index"], head.size, config, weights, seed, hinge)
+    return _labels(x, targets[f"{head.output}.index"], head.size, config, weights, seed, hinge, deadline)
 
 
 def _labels(
-    x: Any, y: np.ndarray, classes: int, config: Config, weights: np.ndarray | None, seed: int, hinge: bool
+    x: Any, y: np.ndarray, classes: int, config: Config, weights: np.ndarray | None, seed: int, hinge: bool, deadline: float | None
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Weights (K, D), bias (K,) and C, such that softmax of the margins is a probability."""
     present = np.unique(y)
@@ -95,7 +98,7 @@ def _labels(
         bias = np.zeros(classes)
         bias[present] = np.log(len(y) + 1.0)
         return np.zeros((classes, x.shape[1])), bias, 0.0
-    c, margins, truth = _choose(x, y, config, weights, seed, hinge)
+    c, margins, truth = _choose(x, y, config, weights, seed, hinge, deadline)
     model = _classifier(config, c, seed, hinge).fit(x, y, sample_weight=weights)
     coefficients, bias = np.asarray(model.coef_, np.float64), np.asarray(model.intercept_, np.float64)
     if hinge:
@@ -122,15 +125,15 @@ def _classifier(config: Config, c: float, seed: int, hinge: bool) -> Any:
 
 
 def _choose(
-    x: Any, y: np.ndarray, config: Config, weights: np.ndarray | None, seed: int, hinge: bool
+    x: Any, y: np.ndarray, config: Config, weights: np.ndarray | None, seed: int, hinge: bool, deadline: float | None
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """(C, out-of-fold margins, their truth) from three folds of the training rows."""
+    """(C, out-of-fold margins, their truth) from three folds of the training rows; the likeliest C is tried first."""
     from sklearn.model_selection import StratifiedKFold
 
     counts = np.bincount(y)
-    candidates = [float(config.c)] if config.c != "auto" else ([0.25, 0.5, 1.0, 2.0] if hinge else [0.1, 1.0, 10.0])
+    candidates = [float(config.c)] if config.c != "auto" else ([1.0, 0.5, 2.0, 0.25] if hinge else [1.0, 0.1, 10.0])
     if counts[counts > 0].min() < 3 or (len(candidates) == 1 and not hinge):
-        fallback = candidates[len(candidates) // 2]
+        fallback = candidates[0]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = _classifier(config, fallback, seed, hinge).fit(x, y, sample_weight=weights)
@@ -138,6 +141,8 @@ def _choose(
     best: tuple[float, float, np.ndarray] | None = None
     folds = list(StratifiedKFold(3, shuffle=True, random_state=seed).split(np.zeros(len(y)), y))
     for c in candidates:
+        if best is not None and deadline is not None and time.monotonic() > deadline:
+            break
         margins: np.ndarray | None = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an unconverged candidate is judged by its score like any other
@@ -161,7 +166,7 @@ def _platt(margins: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
     ids = np.searchsorted(np.unique(y), y)
     start = np.array([1.0, 0.0]) if margins.ndim == 1 else np.array([1.0])
-    loss = lambda p: _log_loss(margins, ids, float(np.exp(p[0])), float(p[1]) if len(p) > 1 else 0.0)  # noqa: E731
+    loss = lambda p: _log_loss(margins, ids, float(np.exp(np.clip(p[0], -5, 5))), float(p[1]) if len(p) > 1 else 0.0)  # noqa: E731
     found = minimize(loss, start, method="Nelder-Mead", options={"maxiter": 200, "xatol": 1e-4, "fatol": 1e-7})
     return float(np.exp(np.clip(found.x[0], -5, 5))), float(found.x[1]) if margins.ndim == 1 else 0.0
 
@@ -178,7 +183,7 @@ def _log_loss(margins: np.ndarray, y: np.ndarray, scale: float, shift: float) ->
 
 
 def _ridge(
-    x: Any, y: np.ndarray, config: Config, weights: np.ndarray | None, seed: int
+    x: Any, y: np.ndarray, config: Config, weights: np.ndarray | None, seed: int, deadline: float | None
 ) -> tuple[np.ndarray, np.ndarray, float]:
     from sklearn.linear_model import ElasticNet, Ridge
     from sklearn.model_selection import KFold
@@ -193,12 +198,14 @@ def _ridge(
             return Ridge(alpha=1.0 / c, random_state=seed)
         return ElasticNet(alpha=1.0 / (c * len(y)), l1_ratio=1.0 if config.penalty == "l1" else 0.5, random_state=seed, max_iter=5000)
 
-    candidates = [float(config.c)] if config.c != "auto" else [0.01, 0.1, 1.0, 10.0]
-    chosen = candidates[0]
-    if len(candidates) > 1:
-        folds = list(KFold(3, shuffle=True, random_state=seed).split(np.zeros(len(y))))
-        error = lambda c: sum(float(((model(c).fit(x[a], y[a]).predict(x[b]) - y[b]) ** 2).sum()) for a, b in folds)  # noqa: E731
-        chosen = min(candidates, key=error)
+    candidates = [float(config.c)] if config.c != "auto" else [1.0, 0.1, 10.0, 0.01]
+    chosen, least = candidates[0], np.inf
+    folds = list(KFold(3, shuffle=True, random_state=seed).split(np.zeros(len(y)))) if len(candidates) > 1 and len(y) >= 6 else []
+    for c in candidates if folds else []:
+        if least < np.inf and deadline is not None and time.monotonic() > deadline:
+            break
+        error = sum(float(((model(c).fit(x[a], y[a]).predict(x[b]) - y[b]) ** 2).sum()) for a, b in folds)
+        chosen, least = (c, error) if error < least else (chosen, least)
     found = model(chosen).fit(x, y, **({} if weights is None else {"sample_weight": weights}))
     return np.asarray(found.coef_).reshape(1, -1), np.asarray([found.intercept_]).reshape(-1), chosen
 

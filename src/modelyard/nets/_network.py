@@ -82,7 +82,7 @@ class UserNetwork(nn.Module):
             return self.module(dict(inputs))  # type: ignore[no-any-return]
         x = inputs[self.single]
         value = self.module(x.float() / self.scale if not x.is_floating_point() else x)
-        return {self.head: value.reshape(len(value), -1)}
+        return {self.head: value.reshape(value.shape[0], -1)}
 
 
 def build(

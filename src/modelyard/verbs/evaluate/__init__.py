@@ -183,9 +183,10 @@ def _data(project: Any, folder: Any, model: Any) -> tuple[Any, Any, bool]:
         if not project.has("data"):
             raise ConfigError(f"{folder} does not know its data; name some: modelyard evaluate {folder} data=FILE")
         return project.data, project.base, True
-    if project.data.env or (
-        project.has("data") and open_source(project.data, project.base).fingerprint != model.manifest["data"]["fingerprint"]
-    ):
+    named_now = any(k.split(".")[0] == "data" and origin in ("command line", "call") for k, origin in project.origins.items())
+    if project.data.env:
+        return project.data, project.base, True
+    if named_now and open_source(project.data, project.base).fingerprint != model.manifest["data"]["fingerprint"]:
         return project.data, project.base, True
     config = json.loads(stored.read_text(encoding="utf-8"))
     if '"<' in json.dumps(config["settings"]["data"]):

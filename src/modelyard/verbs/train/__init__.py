@@ -101,11 +101,20 @@ def train(
         for note in bound.notes:
             say(note)
         with _ctrl_c(stop, say):
-            folder, facts = _fit(bound, model, _Job(config, run, name, bool(resume), device, stop, progress, say))
+            folder, facts = _fit(bound, _found_from(base, model), _Job(config, run, name, bool(resume), device, stop, progress, say))
         return _judge(run, folder, bound, facts, judged_by, lang, stop.is_set())
     except ModelyardError as error:
         run.update(state="failed", finished=now(), error=error.to_json())
         raise
+
+
+def _found_from(base: Path, model: Any) -> Any:
+    """The model section with a user's module file as it is found from here: paths in a project file are relative to it."""
+    if isinstance(model, Mapping) and isinstance(model.get("module"), str):
+        path, _, name = model["module"].rpartition(":")
+        if path.endswith(".py") and not Path(path).is_absolute():
+            return {**model, "module": f"{os.path.relpath(base / path)}:{name}"}
+    return model
 
 
 @dataclass
