@@ -38,7 +38,10 @@ def test_shuffling_any_input_lowers_both_outputs(fusion: Any, tmp_path: Path, mo
     weights_RN = fusion.resamples(test.height, 200)
     model = fusion.fitted(learn, list(fusion.GROUPS), tmp_path, 8)
     whole = fusion.judged(model, test, weights_RN)
-    falls = {(g, o): fusion.spread(v - b[o]) for g in fusion.GROUPS for b in [fusion.judged(model, fusion.shuffled(test, g), weights_RN)] for o, v in whole.items()}
+    falls = {}
+    for group in fusion.GROUPS:
+        broken = fusion.judged(model, fusion.shuffled(test, group), weights_RN)
+        falls |= {(group, output): fusion.spread(values - broken[output]) for output, values in whole.items()}
     assert not {k: v for k, v in falls.items() if v[1] <= 0}, falls
     assert whole["case"][0] > 0.3, "eight balanced classes: chance is 0.125"
 

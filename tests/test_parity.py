@@ -31,7 +31,8 @@ ROWS = 160
 def table(random: np.random.Generator) -> dict[str, Any]:
     """Numbers with gaps and categories of any script."""
     a = random.normal(size=ROWS)
-    return {"a": [None if i % 13 == 0 else float(v) for i, v in enumerate(a)], "b": random.uniform(-1e6, 1e6, ROWS), "c": random.choice(["红", "blue", "ß"], ROWS)}
+    gaps = [None if i % 13 == 0 else float(v) for i, v in enumerate(a)]
+    return {"a": gaps, "b": random.uniform(-1e6, 1e6, ROWS), "c": random.choice(["红", "blue", "ß"], ROWS)}
 
 
 def texts(random: np.random.Generator) -> dict[str, Any]:
