@@ -70,12 +70,12 @@ def adult() -> Task:
 
 def credit() -> Task:
     """Credit card default."""
-    return Task(pl.read_csv(ROOT / "credit_card_default" / "credit.csv.gz").with_columns(pl.col("default").cast(pl.String)), "default", "1")
+    return Task(pl.read_csv(ROOT / "credit_card_default" / "credit.csv.gz", infer_schema_length=None).with_columns(pl.col("default").cast(pl.String)), "default", "1")
 
 
 def housing() -> Task:
     """California housing, a number."""
-    return Task(pl.read_csv(ROOT / "california_housing" / "housing.csv.gz"), "median_house_value", None)
+    return Task(pl.read_csv(ROOT / "california_housing" / "housing.csv.gz", infer_schema_length=None), "median_house_value", None)
 
 
 def bank() -> Task:

@@ -147,6 +147,7 @@ def _held_out(data: Any, x: np.ndarray, y: np.ndarray, weights: np.ndarray | Non
 
     if len(x) < SMALL:
         return data, None
+    y = np.asarray(y, np.float64).reshape(-1)
     chance = np.random.default_rng([seed, 1]).random(len(x))
     tenth = np.empty(len(x), np.int64)
     tenth[np.lexsort((chance, y))] = np.arange(len(x)) % 10
@@ -154,7 +155,7 @@ def _held_out(data: Any, x: np.ndarray, y: np.ndarray, weights: np.ndarray | Non
     parts = []
     for rows in (~out, out):
         weight = None if weights is None else weights[rows]
-        parts.append(lgb.Dataset(x[rows], np.asarray(y[rows], np.float64), weight=weight, reference=data, free_raw_data=False))
+        parts.append(lgb.Dataset(x[rows], y[rows], weight=weight, reference=data, free_raw_data=False))
     return parts[0], parts[1]
 
 
