@@ -143,7 +143,7 @@ def test_guesses() -> None:
             "customer_id": [f"C{i}" for i in range(n)],
             "age": list(range(20, 20 + n)),
             "plan": ["basic", "gold", "basic"] * 20,
-            "joined": ["2026-01-%02d" % (i % 28 + 1) for i in range(n)],
+            "joined": [f"2026-01-{i % 28 + 1:02d}" for i in range(n)],
             "note": [f"the customer number {i} was not happy with it" for i in range(n)],
             "评论": [f"这家店的第{i}道菜味道非常好吃" for i in range(n)],
             "tags": ["a|b", "b", "a|c"] * 20,
