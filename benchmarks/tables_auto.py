@@ -209,6 +209,26 @@ def show(result: dict[str, Any]) -> None:
             print(line + (f"  official split {runs[-1][metric]:.5g}" if result["official"] else ""), flush=True)
 
 
+def auto(results: list[dict[str, Any]]) -> tuple[str, dict[str, dict[str, int]]]:
+    """(what `model: auto` should mean, sets on which each contestant is surely better or worse than the trees).
+
+    Trees, unless another is better on some set and worse on none: the interval of its paired difference leaves out zero.
+    """
+    tally: dict[str, dict[str, int]] = {}
+    for result in results:
+        scores, official = result["scores"], result["official"]
+        metric, sign = ("rmse", -1) if "rmse" in next(iter(scores.values()))[0] else ("auc", 1)
+        runs = {who: np.array([r[metric] for r in found[: len(found) - official]]) * sign for who, found in scores.items()}
+        for who in runs.keys() - {"trees"} if "trees" in runs else ():
+            _, low, high = interval(runs[who] - runs["trees"])
+            counts = tally.setdefault(who, {"better": 0, "worse": 0, "sets": 0})
+            counts["better"] += low > 0
+            counts["worse"] += high < 0
+            counts["sets"] += 1
+    sure = [who for who, counts in tally.items() if counts["better"] and not counts["worse"]]
+    return max(sure, key=lambda who: tally[who]["better"], default="trees"), tally
+
+
 def main() -> None:
     """Reads the command line and prints the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -227,6 +247,10 @@ def main() -> None:
     for name in options.names:
         results.append(compare(name, options.folds, changes, options.only))
         show(results[-1])
+    best, tally = auto(results)
+    print(f"\nauto: {best}")
+    for who, counts in sorted(tally.items()):
+        print(f"  {who:26} surely better than trees on {counts['better']}, worse on {counts['worse']} of {counts['sets']} sets")
     if options.out:
         options.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
 
