@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -40,14 +41,17 @@ def boosted(x: np.ndarray, y: np.ndarray, objective: str, rounds: int = 12, **pa
     import lightgbm as lgb
 
     settings = {"objective": objective, "verbose": -1, "num_threads": 1, "min_data_in_leaf": 5, "seed": 0, **params}
-    return lgb.train(settings, lgb.Dataset(x, y, params={"verbose": -1, "min_data_in_bin": 1}), rounds)
+    sets = [4, 5] if x.shape[1] == 6 else []
+    return lgb.train(settings, lgb.Dataset(x, y, params={"verbose": -1, "min_data_in_bin": 1}, categorical_feature=sets), rounds)
 
 
 def walked(node: dict[str, Any], x: np.ndarray) -> float:
     """A tree of LightGBM's JSON dump, followed for one row in Python floats."""
     while "leaf_value" not in node:
         value = float(x[node["split_feature"]])
-        if np.isnan(value) and node["missing_type"] == "NaN":
+        if node["decision_type"] == "==":
+            left = str(int(value)) in node["threshold"].split("||")
+        elif np.isnan(value) and node["missing_type"] == "NaN":
             left = node["default_left"]
         else:
             left = (0.0 if np.isnan(value) else value) <= float(node["threshold"])
@@ -61,12 +65,14 @@ def walked(node: dict[str, Any], x: np.ndarray) -> float:
 def test_trees_are_those_of_lightgbm(objective: str, missing: float, leaves: int) -> None:
     """Raw scores to 1e-6 of LightGBM and of a per-row walk, with NaN whether or not training had it."""
     fitted, fresh = trees.matrix(table(2000, missing=missing)), trees.matrix(table(300, seed=7, missing=0.2))
+    fresh[:30, 4:] = [[1000, 40]]  # categories that training never saw
     s = signal(table(2000, missing=missing))
     y = s if objective == "regression" else np.digitize(s, [-1, 1]) if objective == "multiclass" else s > 0
     columns = 3 if objective == "multiclass" else 1
-    booster = boosted(fitted, y.astype(float), objective, num_leaves=leaves, **({"num_class": 3} if columns == 3 else {}))
+    more = {"min_data_per_group": 5, "cat_smooth": 1.0}
+    booster = boosted(fitted, y.astype(float), objective, num_leaves=leaves, **more, **({"num_class": 3} if columns == 3 else {}))
     forest = _forest.read([booster.model_to_string()], columns)
-    assert (forest.masks is None) == (leaves > 64)
+    assert (forest.masks is None) == (leaves > 64) and (leaves == 2 or len(forest.members) > 20)
     expected = booster.predict(fresh, raw_score=True).reshape(len(fresh), columns)
     assert np.abs(_forest.score(fresh, forest) - expected).max() < 1e-6
     assert np.abs(_forest.walk(fresh, forest) - expected).max() < 1e-6
@@ -127,7 +133,7 @@ def test_masks_and_walk_agree(limit: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert np.array_equal(fast, _forest.walk(fresh, forest))
     assert np.array_equal(fast[:1], _forest.score(fresh[:1], forest))
     monkeypatch.setattr(_forest, limit, 1)
-    again = Forest(**{k: v for k, v in vars(forest).items() if k != "masks"})
+    again = Forest(**{f.name: getattr(forest, f.name) for f in fields(Forest)})
     assert again.masks is None and np.array_equal(_forest.score(fresh, again), fast)
 
 
@@ -216,7 +222,7 @@ def test_boosting_stops_where_validation_is_best_and_at_the_budget() -> None:
         f = state.forests["y.logits"]
         cut = int(f.roots[keep]) if keep < len(f.roots) else len(f.feature)
         part = Forest(*(getattr(f, k)[:cut] for k in ("feature", "threshold", "left", "right", "missing_left", "value")),
-                      f.roots[:keep], f.column[:keep], f.base, f.depth)  # fmt: skip
+                      f.roots[:keep], f.column[:keep], f.base, f.depth, f.choice[:cut], f.members, f.bounds)  # fmt: skip
         s = _forest.score(trees.matrix(held), part)[:, 0]
         return float(np.logaddexp(0, np.where(y_held, -s, s)).mean())
 

@@ -138,9 +138,7 @@ def decode(raw: bytes, encoding: str | None, path: Path) -> tuple[str, list[str]
 
 
 def _delimited(text: str, path: Path, name: str, reading: Reading, separator: str | None) -> Table:
-    lines = (
-        text.splitlines() if "\x0b" not in text and "\x0c" not in text and "\x85" not in text and "\u2028" not in text else _newlines(text)
-    )
+    lines = _newlines(text)
     first = next((i for i, line in enumerate(lines) if line.strip()), None)
     if first is None:
         raise DataError(f"{path} holds no rows")

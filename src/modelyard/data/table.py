@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -68,7 +67,26 @@ class Table:
         """sha256 of schema and content; independent of path, format and time of the file."""
         digest = hashlib.sha256(repr(sorted(self.data.schema.items(), key=lambda kv: kv[0])).encode("utf-8"))
         for name in sorted(self.data.columns):
-            buffer = io.BytesIO()
-            self.data.select(pl.col(name).alias("c")).rechunk().write_ipc(buffer, compression="uncompressed")
-            digest.update(name.encode("utf-8") + buffer.getbuffer())
+            digest.update(name.encode("utf-8"))
+            _digest(self.data[name], digest)
         return digest.hexdigest()
+
+
+def _digest(column: pl.Series, digest: hashlib._Hash) -> None:
+    """Adds values and missing marks; what lies in memory under a missing value does not count."""
+    digest.update(column.is_null().to_numpy().tobytes())
+    dtype = column.dtype
+    if isinstance(dtype, pl.List):
+        digest.update(column.list.len().fill_null(0).to_numpy().tobytes())
+        _digest(column.explode(empty_as_null=False), digest)
+    elif isinstance(dtype, pl.Struct):
+        for part in column.struct.unnest().get_columns():
+            _digest(part, digest)
+    elif dtype in (pl.String, pl.Binary) or isinstance(dtype, pl.Categorical | pl.Enum):
+        whole = column.cast(pl.Binary if dtype == pl.Binary else pl.String).cast(pl.Binary).fill_null(b"")
+        digest.update(whole.bin.size().to_numpy().tobytes())
+        digest.update(b"".join(whole.to_list()))
+    elif isinstance(dtype, pl.Array):
+        digest.update(np.ascontiguousarray(column.to_numpy()).tobytes())
+    else:
+        digest.update(np.ascontiguousarray(column.to_physical().fill_null(0).to_numpy()).tobytes())

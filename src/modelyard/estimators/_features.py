@@ -169,7 +169,7 @@ def onnx_model(nodes: list[Any], constants: list[Any], inputs: Mapping[str, Any]
     ]
     outs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size]) for name, size in outputs.items()]
     graph = helper.make_graph(nodes, "modelyard", ins, outs, constants)
-    opsets = [helper.make_opsetid("", 18)] + ([helper.make_opsetid("ai.onnx.ml", 3)] if ml else [])
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    opsets = [helper.make_opsetid("", 18)] + ([helper.make_opsetid("ai.onnx.ml", 5)] if ml else [])
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10 if ml else 9)  # TreeEnsemble came with version 10
     onnx.checker.check_model(model)
     return model

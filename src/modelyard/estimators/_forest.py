@@ -3,16 +3,17 @@
 `score` ANDs bit masks over features, as QuickScorer does (Lucchese et al. 2015, "QuickScorer: a fast algorithm to rank documents
 with additive ensembles of regression trees"), but whole batches at a time: the leaves of a tree are the bits of an integer, a
 node that sends the row right clears the leaves of its left subtree, and the lowest bit left is the row's leaf. Which nodes of a
-feature send right depends only on the number of thresholds below the value, so each feature has one table of masks (its
-threshold intervals × trees) and a row costs one look-up a feature for all trees together. With 900 trees of 31 leaves this is
+feature send right depends only on the number of thresholds below the value (or on the category), so each feature has one table
+of masks (its threshold intervals or categories × trees) and a row costs one look-up a feature for all trees together. With 900 trees of 31 leaves this is
 some ten times faster than walking. `walk` takes over for forests that are too wide, too large or have over 64 leaves a tree.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -46,6 +47,29 @@ class Forest:
     base: np.ndarray
     """(columns,) added at the end."""
     depth: int = 0
+    choice: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    """By node, the number of the set of categories that go left; -1 where the threshold decides. Empty: all -1."""
+    members: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    """Category ids of all sets, each set increasing; an id in no set goes right."""
+    bounds: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    """Set i is `members[bounds[i]:bounds[i + 1]]`."""
+
+    def __post_init__(self) -> None:
+        if not len(self.choice):
+            self.choice = np.full(len(self.feature), -1, np.int32)
+
+    @cached_property
+    def pairs(self) -> tuple[np.ndarray, int]:
+        """(set × width + id of every member, increasing; width): membership is one binary search."""
+        width = int(self.members.max(initial=0)) + 1
+        return np.repeat(np.arange(len(self.bounds) - 1), np.diff(self.bounds)) * width + self.members, width
+
+    def holds(self, sets: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Whether each set (by number) has the id (float32) beside it."""
+        keys, width = self.pairs
+        known = (ids >= 0) & (ids < width)
+        wanted = sets * width + np.where(known, ids, 0).astype(np.int64)
+        return known & (keys[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)] == wanted)
 
     @cached_property
     def masks(self) -> Masks | None:
@@ -59,10 +83,11 @@ class Masks:
 
     features: np.ndarray
     """Used features."""
-    thresholds: list[np.ndarray]
-    """By used feature, float32, increasing."""
+    thresholds: list[np.ndarray | None]
+    """By used feature, float32, increasing; None for categories."""
     tables: list[np.ndarray]
-    """By used feature, `(thresholds + 2, T)` unsigned: masks by number of thresholds below the value; the last row is for NaN."""
+    """By used feature, unsigned. Numbers, `(thresholds + 2, T)`: masks by number of thresholds below the value; the last row is for
+    NaN. Categories, `(ids + 1, T)`: masks by id; the last row is for ids in no set."""
     values: np.ndarray
     """Leaf values of all trees, float64, in leaf order."""
     first: np.ndarray
@@ -91,13 +116,17 @@ class Masks:
         low, high = before[forest.left[inner]] - offset, before[forest.right[inner]] - offset
         # bits low … high-1; high - low is at most 63 because the right subtree has a leaf
         cleared = ~(((np.uint64(1) << (high - low).astype(np.uint64)) - np.uint64(1)) << low.astype(np.uint64))
-        found = [np.unique(forest.threshold[inner[which == i]]) for i in range(len(features))]
-        if sum(len(t) + 2 for t in found) * len(order) * np.dtype(word).itemsize > MASKS_LIMIT:
+        nodes = [inner[which == i] for i in range(len(features))]
+        found = [None if (forest.choice[mine] >= 0).all() else np.unique(forest.threshold[mine]) for mine in nodes]
+        height = sum(forest.pairs[1] + 1 if t is None else len(t) + 2 for t in found)
+        if height * len(order) * np.dtype(word).itemsize > MASKS_LIMIT:
             return None
         tables = []
         for i, thresholds in enumerate(found):
-            mine = inner[which == i]
-            masks, owner = cleared[which == i].astype(word), tree[mine]
+            mine, masks, owner = nodes[i], cleared[which == i].astype(word), tree[nodes[i]]
+            if thresholds is None:
+                tables.append(_by_category(forest, mine, masks, owner))
+                continue
             table = np.full((len(thresholds) + 2, len(order)), ones, word)
             np.bitwise_and.at(table, (np.searchsorted(thresholds, forest.threshold[mine]) + 1, owner), masks)
             np.bitwise_and.accumulate(table[:-1], axis=0, out=table[:-1])
@@ -106,6 +135,18 @@ class Masks:
             tables.append(table)
         starts = np.flatnonzero(np.diff(forest.column[order], prepend=-1))
         return cls(features, found, tables, forest.value[leaf], before[forest.roots][order], starts, forest.column[order][starts])
+
+
+def _by_category(forest: Forest, nodes: np.ndarray, masks: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """`(ids + 1, T)` masks of one category feature."""
+    first, last = forest.bounds[forest.choice[nodes]], forest.bounds[forest.choice[nodes] + 1]
+    size = int(max(forest.members[end - 1] for end in last)) + 1
+    table = np.full((len(forest.roots), size + 1), np.iinfo(masks.dtype).max, masks.dtype)
+    for start, end, mask, t in zip(first, last, masks, owner, strict=True):
+        stays = np.full(size + 1, mask, masks.dtype)
+        stays[forest.members[start:end]] = np.iinfo(masks.dtype).max
+        table[t] &= stays
+    return np.ascontiguousarray(table.T)
 
 
 def score(x: np.ndarray, forest: Forest) -> np.ndarray:
@@ -123,7 +164,11 @@ def score(x: np.ndarray, forest: Forest) -> np.ndarray:
         alive = np.full((len(rows), trees), -1, np.int64).astype(masks.tables[0].dtype if masks.tables else np.uint32)
         for f, thresholds, table in zip(masks.features, masks.thresholds, masks.tables, strict=True):
             value = rows[:, f]
-            bins = np.where(np.isnan(value), len(thresholds) + 1, np.searchsorted(thresholds, value))
+            if thresholds is None:
+                last = len(table) - 1
+                bins = np.where((value >= 0) & (value < last), value, last).astype(np.int64)
+            else:
+                bins = np.where(np.isnan(value), len(thresholds) + 1, np.searchsorted(thresholds, value))
             alive &= table.take(bins, axis=0)
         sums = np.add.reduceat(masks.values[masks.first + _lowest(alive)], masks.starts, axis=1)
         out[low : low + step, masks.columns] += sums
@@ -151,6 +196,9 @@ def walk(x: np.ndarray, forest: Forest) -> np.ndarray:
         for _ in range(forest.depth):
             value = rows[forest.feature[node], who]
             left = (value <= forest.threshold[node]) | (np.isnan(value) & forest.missing_left[node])
+            if len(forest.members):
+                chosen = forest.choice[node] >= 0
+                left[chosen] = forest.holds(forest.choice[node[chosen]], value[chosen])
             node = np.where(left, forest.left[node], forest.right[node])
         sums = np.add.reduceat(forest.value[node], starts, axis=0)
         out[low : low + step, forest.column[order][starts]] += sums.T
@@ -162,19 +210,8 @@ def read(texts: list[str], columns: int) -> Forest:
 
     `columns` is the number of classes (1 for a single score): tree i of a model adds to column i modulo `columns`.
     """
-    trees = [(i % columns, block) for text in texts for i, block in enumerate(_blocks(text))]
-    parts, roots, column, depth, size = [], [], [], 0, 0
-    for k, block in trees:
-        arrays, deep = _tree(block, size, 1.0 / len(texts))
-        parts.append(arrays)
-        roots.append(size)
-        column.append(k)
-        size, depth = size + len(arrays[0]), max(depth, deep)
-    feature, threshold, left, right, missing_left, value = (np.concatenate(p) for p in zip(*parts, strict=True))
-    return Forest(
-        feature, threshold, left, right, missing_left, value,
-        np.array(roots, np.int32), np.array(column, np.int32), np.zeros(columns), depth,
-    )  # fmt: skip
+    blocks = [(i % columns, block) for text in texts for i, block in enumerate(_blocks(text))]
+    return join([_tree(block, k, 1.0 / len(texts)) for k, block in blocks], columns)
 
 
 def _blocks(text: str) -> list[dict[str, str]]:
@@ -183,37 +220,51 @@ def _blocks(text: str) -> list[dict[str, str]]:
     return [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
 
 
-def _tree(block: Mapping[str, str], shift: int, scale: float) -> tuple[tuple[np.ndarray, ...], int]:
-    """(feature, threshold, left, right, missing_left, value) in preorder with node numbers from `shift`, and the depth."""
+def _tree(block: Mapping[str, str], column: int, scale: float) -> Forest:
+    """A forest of one tree."""
     leaves = np.array(block["leaf_value"].split(), np.float64) * scale
-    if len(leaves) == 1:
-        alone = np.array([shift], np.int32)
-        return (alone * 0, np.zeros(1, np.float32), alone, alone, np.ones(1, bool), leaves), 0
     keys = ("split_feature", "decision_type", "left_child", "right_child")
-    feature, kind, left, right = (np.array(block[k].split(), np.int64) for k in keys)
-    threshold = np.array(block["threshold"].split(), np.float64)
-    if (kind & 1).any():
-        raise ValueError("categorical splits are not read; category ids are boosted as numbers")
-    # without missing values in training LightGBM reads NaN as zero
-    missing_left = np.where((kind >> 2) & 3 == 2, kind & 2 != 0, threshold >= 0)
+    # a tree of one leaf has none of these lines, or empty ones
+    feature, kind, left, right = (np.array(block.get(k, "").split() if len(leaves) > 1 else [], np.int64) for k in keys)
+    threshold = np.array(block["threshold"].split() if len(leaves) > 1 else [], np.float64)
     order, depth = _preorder(left.tolist(), right.tolist())
     inner = len(feature)
     place = np.empty(len(order), np.int64)  # of inner node i at i, of leaf j at inner + j
     place[order] = np.arange(len(order))
+    members, bounds = _sets(block)
+    types = (np.int32, np.float32, np.int32, np.int32, bool, np.float64, np.int32)
+    nodes = [np.zeros(len(order), t) for t in types]
+    nodes[2][:] = nodes[3][:] = np.arange(len(order))
+    nodes[4][:], nodes[6][:] = True, -1
+    by_set = kind & 1 == 1  # then `threshold` is the number of the set
+    # without missing values in training LightGBM reads NaN as zero
+    missing_left = np.where((kind >> 2) & 3 == 2, kind & 2 != 0, threshold >= 0) & ~by_set
     at = lambda child: place[np.where(child >= 0, child, inner + ~child)]  # noqa: E731
-    out = [np.zeros(len(order), t) for t in (np.int32, np.float32, np.int32, np.int32, bool, np.float64)]
-    out[2][:] = out[3][:] = np.arange(len(order)) + shift
-    out[4][:] = True
-    where = place[:inner]
-    for array, values in zip(out, (feature, rounded_down(threshold), at(left) + shift, at(right) + shift, missing_left), strict=False):
-        array[where] = values
-    out[5][place[inner:]] = leaves
-    return tuple(out), depth
+    values = (feature, np.where(by_set, 0, rounded_down(threshold)), at(left), at(right), missing_left)
+    for array, value in zip(nodes, values, strict=False):
+        array[place[:inner]] = value
+    nodes[5][place[inner:]] = leaves
+    nodes[6][place[:inner]] = np.where(by_set, threshold, -1)
+    one = np.zeros(1, np.int32)
+    a, b, c, d, e, f, choice = nodes
+    return Forest(a, b, c, d, e, f, one, one + np.int32(column), np.zeros(column + 1), depth, choice, members, bounds)
+
+
+def _sets(block: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """(members, bounds) of a tree's sets of categories, which LightGBM writes as bits of 32-bit words."""
+    if int(block.get("num_cat", "0")) == 0:
+        return np.zeros(0, np.int32), np.zeros(1, np.int64)
+    words = np.array(block["cat_threshold"].split(), np.uint32).astype("<u4")
+    edges = [int(w) for w in block["cat_boundaries"].split()]
+    bits = [np.unpackbits(words[a:b].view(np.uint8), bitorder="little") for a, b in itertools.pairwise(edges)]
+    sets = [np.flatnonzero(b).astype(np.int32) for b in bits]
+    return np.concatenate(sets), np.cumsum([0, *map(len, sets)])
 
 
 def _preorder(left: list[int], right: list[int]) -> tuple[np.ndarray, int]:
     """(nodes in preorder, leaf j as `inner + j`; depth) of LightGBM's children lists, where leaf j is written ~j."""
-    order, depth, stack = [], 0, [(0, 0)]
+    order: list[int] = []
+    depth, stack = 0, [(0 if left else -1, 0)]
     while stack:
         node, deep = stack.pop()
         depth = max(depth, deep)
@@ -235,12 +286,16 @@ def rounded_down(thresholds: np.ndarray) -> np.ndarray:
 
 def join(forests: list[Forest], columns: int) -> Forest:
     """One forest of several, each keeping its output columns."""
-    if len(forests) == 1:
-        return forests[0]
-    shifts = np.cumsum([0, *(len(f.feature) for f in forests[:-1])])
     cat = lambda name: np.concatenate([getattr(f, name) for f in forests])  # noqa: E731
-    moved = lambda name: np.concatenate([getattr(f, name) + s for f, s in zip(forests, shifts, strict=True)]).astype(np.int32)  # noqa: E731
+    counts = [len(f.feature) for f in forests]
+    first = lambda sizes: np.repeat(np.cumsum([0, *sizes[:-1]]), counts)  # noqa: E731
+    shift = first(counts)
+    sets = first([len(f.bounds) - 1 for f in forests])
+    roots = np.concatenate([f.roots + s for f, s in zip(forests, np.cumsum([0, *counts[:-1]]), strict=True)])
+    bounds = np.cumsum([0, *np.concatenate([np.diff(f.bounds) for f in forests])])
+    choice = cat("choice")
     return Forest(
-        cat("feature"), cat("threshold"), moved("left"), moved("right"), cat("missing_left"), cat("value"), moved("roots"),
-        cat("column"), np.zeros(columns), max(f.depth for f in forests),
+        cat("feature"), cat("threshold"), (cat("left") + shift).astype(np.int32), (cat("right") + shift).astype(np.int32),
+        cat("missing_left"), cat("value"), roots.astype(np.int32), cat("column"), np.zeros(columns), max(f.depth for f in forests),
+        np.where(choice >= 0, choice + sets, -1).astype(np.int32), cat("members"), bounds.astype(np.int64),
     )  # fmt: skip

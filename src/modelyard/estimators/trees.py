@@ -89,7 +89,7 @@ def fit(
         for k in columns:
             own = y[:, k] if head.kind == "label-set" else y
             own_valid = None if y_valid is None else (y_valid[:, k] if head.kind == "label-set" else y_valid)
-            forest, r = _boost(x, own, held, own_valid, head, config, weights, seed, share, progress)
+            forest, r = _boost(x, n, own, held, own_valid, head, config, weights, seed, share, progress)
             forest.column += k
             forests.append(forest)
             rounds += r
@@ -99,13 +99,13 @@ def fit(
 
 
 def matrix(inputs: Mapping[str, Array]) -> np.ndarray:
-    """`(B, n + m)` float32: numbers (NaN = missing), then category ids as numbers (by falling frequency)."""
+    """`(B, n + m)` float32: numbers (NaN = missing), then category ids."""
     blocks = [np.asarray(inputs[k], np.float32) for k in ("table.numbers", "table.categories") if k in inputs]
     return np.ascontiguousarray(np.concatenate(blocks, axis=1))
 
 
 def _boost(
-    x: np.ndarray, y: np.ndarray, x_valid: np.ndarray | None, y_valid: np.ndarray | None, head: Head, config: Config,
+    x: np.ndarray, numbers: int, y: np.ndarray, x_valid: np.ndarray | None, y_valid: np.ndarray | None, head: Head, config: Config,
     weights: np.ndarray | None, seed: int, budget_s: float | None, progress: Callable[[dict[str, Any]], None] | None,
 ) -> tuple[Forest, list[int]]:
     import lightgbm as lgb
@@ -120,8 +120,9 @@ def _boost(
         "lambda_l2": config.l2, "num_threads": 1 if x.size < 300_000 else 0, "max_bin": 255, "feature_pre_filter": False,
         **({"num_class": classes} if objective == "multiclass" else {}),
     }  # fmt: skip
+    sets = list(range(numbers, x.shape[1]))  # split by sets of categories (Fisher 1958), which ids as numbers cannot
     binning = {"verbose": -1, "max_bin": 255, "feature_pre_filter": False}
-    data = lgb.Dataset(x, np.asarray(y, np.float64).reshape(-1), weight=weights, free_raw_data=False, params=binning)
+    data = lgb.Dataset(x, np.asarray(y, np.float64).reshape(-1), weight=weights, free_raw_data=False, params=binning, categorical_feature=sets)
     checks = None
     if x_valid is not None and y_valid is not None and len(x_valid):
         checks = lgb.Dataset(x_valid, np.asarray(y_valid, np.float64).reshape(-1), reference=data, free_raw_data=False)
@@ -199,7 +200,7 @@ def _logits(raw_BC: np.ndarray, kind: str) -> np.ndarray:
 
 
 def graph(state: State, inputs: Mapping[str, Part]) -> Any:
-    """TreeEnsembleRegressor nodes (ai.onnx.ml) behind one concatenation of the inputs.
+    """TreeEnsemble nodes (ai.onnx.ml 5, which knows sets of categories) behind one concatenation of the inputs.
 
     They add in float64: 2,400 leaf values added in float32 were off by 4e-6 of the sum.
     """
@@ -216,33 +217,41 @@ def graph(state: State, inputs: Mapping[str, Part]) -> Any:
     sizes = {}
     for i, (key, forest) in enumerate(state.forests.items()):
         binary = state.kinds[key] == "category" and len(forest.base) == 1
-        raw = f"raw{i}" if binary else key
-        nodes.append(_ensemble(forest, raw))
         sizes[key] = 2 if binary else len(forest.base)
+        nodes.append(_ensemble(forest, f"sum{i}"))
+        nodes.append(helper.make_node("Cast", [f"sum{i}"], [f"raw{i}" if binary else key], to=TensorProto.FLOAT))
         if binary:
             nodes += [
                 helper.make_node("Constant", [], [f"half{i}"], value_floats=[-0.5, 0.5]),
-                helper.make_node("Mul", [raw, f"half{i}"], [key]),
+                helper.make_node("Mul", [f"raw{i}", f"half{i}"], [key]),
             ]
     return onnx_model(nodes, [], inputs, sizes, ml=True)
 
 
 def _ensemble(forest: Forest, output: str) -> Any:
+    """One TreeEnsemble node. Inner nodes and leaves are numbered apart; a tree of one leaf gets a root with that leaf twice."""
     from onnx import helper, numpy_helper
 
-    bounds = np.append(forest.roots, len(forest.feature))
-    tree = np.repeat(np.arange(len(forest.roots)), np.diff(bounds))
-    start = bounds[tree]
-    ids = np.arange(len(forest.feature)) - start
     leaf = forest.left == np.arange(len(forest.feature))
-    return helper.make_node(
-        "TreeEnsembleRegressor", ["features"], [output], domain="ai.onnx.ml", n_targets=len(forest.base),
-        nodes_treeids=tree.tolist(), nodes_nodeids=ids.tolist(), nodes_featureids=forest.feature.tolist(),
-        nodes_modes=np.where(leaf, "LEAF", "BRANCH_LEQ").tolist(),
-        nodes_values_as_tensor=numpy_helper.from_array(forest.threshold.astype(np.float64), "thresholds"),
-        nodes_truenodeids=np.where(leaf, 0, forest.left - start).tolist(),
-        nodes_falsenodeids=np.where(leaf, 0, forest.right - start).tolist(),
-        nodes_missing_value_tracks_true=forest.missing_left.astype(int).tolist(),
-        target_treeids=tree[leaf].tolist(), target_nodeids=ids[leaf].tolist(), target_ids=forest.column[tree[leaf]].tolist(),
-        target_weights_as_tensor=numpy_helper.from_array(forest.value[leaf], "weights"), post_transform="NONE", aggregate_function="SUM",
+    inner, alone = np.flatnonzero(~leaf), forest.roots[leaf[forest.roots]]
+    number = np.where(leaf, np.cumsum(leaf), np.cumsum(~leaf)) - 1
+    extra, leaves, roots = np.arange(len(alone)), int(leaf.sum()), number[forest.roots].copy()
+    roots[leaf[forest.roots]] = len(inner) + extra
+    tree = np.repeat(np.arange(len(forest.roots)), np.diff(np.append(forest.roots, len(forest.feature))))
+    ends = np.concatenate([np.flatnonzero(leaf), alone])
+    choice = forest.choice[inner]
+    sets = [[*forest.members[forest.bounds[c] : forest.bounds[c + 1]].tolist(), np.nan] for c in choice[choice >= 0]]
+    members = {"membership_values": numpy_helper.from_array(np.concatenate(sets).astype(np.float64), "members")} if sets else {}
+    padded = lambda values, more: [*np.asarray(values).tolist(), *([more] * len(alone))]  # noqa: E731
+    return helper.make_node(  # type: ignore[call-overload]
+        "TreeEnsemble", ["features"], [output], domain="ai.onnx.ml", n_targets=len(forest.base),
+        aggregate_function=1, post_transform=0, tree_roots=roots.tolist(),  # 1: sum; 0: none
+        nodes_splits=numpy_helper.from_array(np.array(padded(forest.threshold[inner], 0.0), np.float64), "thresholds"),
+        nodes_modes=numpy_helper.from_array(np.array(padded(np.where(choice >= 0, 6, 0), 0), np.uint8), "modes"),  # 6: member; 0: <=
+        nodes_featureids=padded(forest.feature[inner], 0), nodes_missing_value_tracks_true=padded(forest.missing_left[inner].astype(int), 0),
+        nodes_truenodeids=[*number[forest.left[inner]].tolist(), *number[alone].tolist()],
+        nodes_trueleafs=padded(leaf[forest.left[inner]].astype(int), 1),
+        nodes_falsenodeids=[*number[forest.right[inner]].tolist(), *(leaves + extra).tolist()],
+        nodes_falseleafs=padded(leaf[forest.right[inner]].astype(int), 1),
+        leaf_targetids=forest.column[tree[ends]].tolist(), leaf_weights=numpy_helper.from_array(forest.value[ends], "leaves"), **members,
     )  # fmt: skip
