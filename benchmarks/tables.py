@@ -70,7 +70,8 @@ def adult() -> Task:
 
 def credit() -> Task:
     """Credit card default."""
-    return Task(pl.read_csv(ROOT / "credit_card_default" / "credit.csv.gz", infer_schema_length=None).with_columns(pl.col("default").cast(pl.String)), "default", "1")
+    frame = pl.read_csv(ROOT / "credit_card_default" / "credit.csv.gz", infer_schema_length=None)
+    return Task(frame.with_columns(pl.col("default").cast(pl.String)), "default", "1")
 
 
 def housing() -> Task:
