@@ -58,11 +58,15 @@ def telco() -> Task:
 def adult() -> Task:
     """Adult income, official split."""
     parts = [
-        pl.read_csv(ROOT / "adult_income" / f"adult-{p}.csv.gz", has_header=False, new_columns=ADULT, infer_schema_length=None).drop_nulls("income")
+        pl.read_csv(ROOT / "adult_income" / f"adult-{p}.csv.gz", has_header=False, new_columns=ADULT, infer_schema_length=None).drop_nulls(
+            "income"
+        )
         for p in ("train", "test")
     ]
     text = [c for c in ADULT if parts[0][c].dtype == pl.String]
-    trimmed = [p.with_columns(pl.col(c).cast(pl.String).str.strip_chars().str.strip_chars_end(".").replace("?", None) for c in text) for p in parts]
+    trimmed = [
+        p.with_columns(pl.col(c).cast(pl.String).str.strip_chars().str.strip_chars_end(".").replace("?", None) for c in text) for p in parts
+    ]
     numbers = [c for c in ADULT if c not in text]
     whole = pl.concat([p.with_columns(pl.col(c).cast(pl.String).str.strip_chars().cast(pl.Float64) for c in numbers) for p in trimmed])
     return Task(whole, "income", ">50K", test_from=parts[0].height)
@@ -174,7 +178,9 @@ def main() -> int:
         means = tally.means()
         better = means["difference"][0] <= 0 if task.positive is None else means["difference"][0] >= 0
         line = ", ".join(f"{k} {shown(v)}" for k, v in means.items())
-        ok.append(verdict(f"{name}: {'RMSE at or below' if task.positive is None else 'AUC at or above'} HistGradientBoosting", better, line))
+        ok.append(
+            verdict(f"{name}: {'RMSE at or below' if task.positive is None else 'AUC at or above'} HistGradientBoosting", better, line)
+        )
     return 0 if all(ok) else 1
 
 
