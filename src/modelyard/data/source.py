@@ -74,6 +74,8 @@ class DataConfig:
     """Further texts that mean missing, in every column."""
     limit: int | None = None
     """Take only this many rows of each table."""
+    stream: bool = False
+    """Read the training file in pieces, for data larger than memory (nets only): rows are encoded into files and gathered from there."""
     drop_missing_targets: bool = False
     """Set rows without a target aside instead of refusing the data."""
 

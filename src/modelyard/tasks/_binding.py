@@ -15,11 +15,14 @@ import numpy as np
 import polars as pl
 
 from modelyard import registry, settings
+from modelyard.data import stream as streaming
 from modelyard.data import typing as guessing
 from modelyard.data.mistakes import Mistakes
+from modelyard.data.read import Reading
 from modelyard.data.source import DataConfig, Source, open_source
 from modelyard.data.split import split
-from modelyard.data.table import SetAside
+from modelyard.data.stream import Stream
+from modelyard.data.table import SetAside, Table
 from modelyard.errors import DataError, Problem, Unsupported
 from modelyard.kinds._contract import RowError
 from modelyard.runtime.pipeline import Column, Pipeline
@@ -49,11 +52,14 @@ class Bound:
     """Carried column with the weight of each example."""
     environment: Any = None
     """The world, where the source is one."""
+    stream: Stream | None = None
+    """All training examples, on disk; `splits["train"]` is then a sample of them."""
 
     @property
     def rows(self) -> dict[str, int]:
         """Examples by split."""
-        return {name: frame.height for name, frame in self.splits.items()}
+        held = {name: frame.height for name, frame in self.splits.items()}
+        return held if self.stream is None else {**held, "train": self.stream.rows}
 
 
 def task_named(name: str) -> tuple[Task, tuple[str, ...] | None]:
@@ -95,6 +101,8 @@ def bind(
     """
     if config.env:
         return _bind_environment(config, task)
+    if config.stream:
+        return _bind_stream(config, task, base, seed, like, tasks or {})
     mistakes = Mistakes()
     source = open_source(config, base, mistakes) if source is None else source
     framed: dict[str, tuple[pl.DataFrame, np.ndarray]] = {}
@@ -327,6 +335,70 @@ def _frame(config: DataConfig, task: str | None, before: Mapping[str, str] | Non
         raise Unsupported("outputs with different frames in one model: " + ", ".join(sorted(f for f, _ in frames)), "never")
     name, settings = frames.pop()
     return {"name": name, "config": dict(settings)}
+
+
+def _bind_stream(
+    config: DataConfig, task: str | None, base: Path, seed: int, like: Pipeline | None, before: Mapping[str, str]
+) -> Bound:
+    """Check a file piece by piece: training rows go to disk, judging rows and a sample stay in memory.
+
+    Rows are divided at random by their number; the shares of valid and test are cut so that each fits in memory.
+    """
+    s = config.split
+    if not isinstance(config.path, str | Path) or config.valid is not None or config.test is not None or s.by or s.time or s.column:
+        raise Unsupported("data.stream takes one file and a random split", "not yet")
+    if config.limit is not None:
+        raise Unsupported("data.stream reads every row; leave data.limit out", "never")
+    path = base / config.path
+    if not path.is_file():
+        raise DataError(f"{path} does not exist or is a folder; data.stream takes one file")
+    reading = Reading(config.encoding, config.separator, config.header, tuple(config.missing))
+    frame = _frame(config, task, before or None)
+    if frame["name"] != "rows":
+        raise Unsupported(f"data.stream knows examples of one row, not {frame['name']}", "not yet")
+    total = sum(f.height for f, _ in streaming.chunks(path, reading))
+    mistakes = Mistakes()
+    pipeline: Pipeline | None = None
+    stream = streaming.Stream()
+    held: dict[str, list[pl.DataFrame]] = {"train": [], "valid": [], "test": []}
+    set_aside: list[SetAside] = []
+    notes: list[str] = []
+    cut = [min(share, streaming.HELD / max(1, total)) for share in (s.test, s.valid, 1.0)]
+    start = 0
+    for number, (rows, gone) in enumerate(streaming.chunks(path, reading)):
+        set_aside += gone
+        if pipeline is None:
+            inputs, outputs, chosen, notes = columns(config, task, rows, mistakes) if like is None else _as_before(like, before)
+            pipeline = Pipeline(inputs, outputs)
+        origin = np.arange(start, start + rows.height)
+        start += rows.height
+        carried = (config.weight,) if config.weight and config.weight in rows.columns else ()
+        checked, kept, bad = _check(pipeline, rows, origin, carried, "train", config, mistakes.problems)
+        set_aside += bad
+        _refuse(mistakes, set_aside)
+        if checked is None or not checked.height:
+            continue
+        bits = np.random.Philox(key=seed if s.seed is None else s.seed, counter=[0, 0, 0, number])
+        chance = np.random.Generator(bits).random((rows.height, 2))[kept]
+        test, valid = chance[:, 0] < cut[0], (chance[:, 0] >= cut[0]) & (chance[:, 0] < cut[0] + cut[1])
+        for name, mask in (("test", test), ("valid", valid), ("train", ~test & ~valid & (chance[:, 1] < cut[2]))):
+            if mask.any():
+                held[name].append(checked.filter(pl.Series(mask)))
+        if (~test & ~valid).any():
+            stream.add(checked.filter(pl.Series(~test & ~valid)))
+    splits = {name: pl.concat(parts) for name, parts in held.items() if parts}
+    if pipeline is None or "train" not in splits:
+        raise DataError(f"{path} leaves no row to train on")
+    if like is None:
+        _trainable(splits, outputs, chosen, mistakes.problems)
+        _refuse(mistakes, set_aside)
+        for column in pipeline.inputs:
+            column.summary = column.rules.summary(splits["train"][column.name])
+    table = Table("train", splits["train"])
+    table.__dict__["fingerprint"] = streaming.fingerprint(path)
+    notes = [*notes, f"read in pieces: {stream.rows} training rows on disk, {splits['train'].height} of them as a sample in memory"]
+    source = Source({"train": table})
+    return Bound(pipeline, chosen, source, splits, frame, set_aside, notes, {}, carried, config.weight, stream=stream)
 
 
 def _bind_environment(config: DataConfig, task: str | None) -> Bound:

@@ -119,7 +119,7 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
     folder = model_folder(model, project.base / "runs")
     loaded = Model.load(folder, trust_code=options.trust_code)
     data, base, new = _data(project, folder, loaded)
-    source = None if data.env else open_source(data, base)
+    source = None if data.env or data.stream else open_source(data, base)
     whole = new and not _splits(project)
     bound = bind(data, project.task, base, seed=_seed(loaded), source=source, like=loaded.pipeline, tasks=loaded.tasks, whole=whole)
     present = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height]
@@ -186,6 +186,8 @@ def _data(project: Any, folder: Any, model: Any) -> tuple[Any, Any, bool]:
     named_now = any(k.split(".")[0] == "data" and origin in ("command line", "call") for k, origin in project.origins.items())
     if project.data.env:
         return project.data, project.base, True
+    if project.data.stream:
+        return project.data, project.base, False
     if named_now and open_source(project.data, project.base).fingerprint != model.manifest["data"]["fingerprint"]:
         return project.data, project.base, True
     config = json.loads(stored.read_text(encoding="utf-8"))

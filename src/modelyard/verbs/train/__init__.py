@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 
 from modelyard.data.source import DataConfig, Source
-from modelyard.errors import GateFailed, ModelyardError, Problem
+from modelyard.errors import GateFailed, ModelyardError, Problem, Unsupported
 from modelyard.runtime.answers import Graph
 from modelyard.runtime.model import Model
 from modelyard.store.run import Run, now
@@ -135,7 +135,7 @@ def _fit(bound: Bound, model: Any, job: _Job) -> tuple[Path, dict[str, Any]]:
     """(model folder, facts) of one model, or of a composite whose parts are fitted one after the other."""
     from modelyard.verbs.train import learner
 
-    choice = learner.choose(model, bound.pipeline, bound.tasks, bound.splits["train"].height)
+    choice = learner.choose(model, bound.pipeline, bound.tasks, bound.rows["train"])
     job.say(f"training {', '.join(choice.names)} on {bound.rows['train']} examples")
     job.run.update(state="training", model={"model": choice.names}, data=_data(bound))
     if not choice.parts:
@@ -164,9 +164,14 @@ def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints:
 
     pipeline, config = bound.pipeline, job.config
     learner.set_encodings(choice, pipeline)
-    pipeline.fit([bound.splits["train"]])
+    if bound.stream is not None and choice.estimator:
+        raise Unsupported(f"{choice.estimator} learns from arrays in memory; with data.stream choose a net, e.g. model=mlp", "use")
+    pipeline.fit([bound.splits["train"]] if bound.stream is None else bound.stream)
     arrays = {}
-    for split in ("train", "valid"):
+    if bound.stream is not None:
+        inputs = bound.stream.encode(lambda frame: pipeline.encode(frame).arrays, "input")
+        arrays["train"] = inputs, bound.stream.encode(lambda frame: pipeline.targets(frame, pipeline.encode(frame).contexts), "target")
+    for split in ("train", "valid") if bound.stream is None else ("valid",):
         if split in bound.splits and bound.splits[split].height:
             encoded = pipeline.encode(bound.splits[split])
             arrays[split] = encoded.arrays, pipeline.targets(bound.splits[split], encoded.contexts)
@@ -224,7 +229,8 @@ def _weights(bound: Bound) -> np.ndarray | None:
     """Example weights (B,) of the training rows, where the data names a column of them."""
     if bound.weight is None:
         return None
-    return bound.splits["train"][bound.weight].cast(pl.Float64).to_numpy().astype(np.float32)
+    frames = [bound.splits["train"]] if bound.stream is None else list(bound.stream)
+    return pl.concat([f.select(bound.weight) for f in frames])[bound.weight].cast(pl.Float64).to_numpy().astype(np.float32)
 
 
 def _judge(run: Run, folder: Path, bound: Bound, facts: dict[str, Any], judged_by: Any, lang: str, interrupted: bool) -> Trained:
