@@ -156,5 +156,3 @@ def _idx_tables(files: list[Path]) -> dict[str, Table]:
         frame = pl.DataFrame({"image": pl.Series("image", images), "label": pl.Series("label", pair["label"].astype(np.int64))})
         tables[split] = Table(split, frame)
     return tables
-
-

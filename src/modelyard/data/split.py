@@ -73,9 +73,7 @@ def _cut(order: np.ndarray, shares: dict[str, float], rows: int) -> dict[str, np
     return {"train": np.sort(order[:end]), **out}
 
 
-def _shuffled(
-    frame: pl.DataFrame, config: SplitConfig, targets: Sequence[str], generator: np.random.Generator
-) -> np.ndarray:
+def _shuffled(frame: pl.DataFrame, config: SplitConfig, targets: Sequence[str], generator: np.random.Generator) -> np.ndarray:
     """A random order; stratified, rows are ordered by their place within their label, so that any cut keeps the shares
     and a label with a single row goes to train."""
     chance = generator.random(frame.height)
