@@ -204,7 +204,7 @@ def _wanted(section: Any, preset: Preset, seed: int) -> Iterator[dict[str, Any]]
             "name": "trees", "bags": 1, "lr": round(float(np.exp(random.uniform(math.log(0.015), math.log(0.1)))), 4),
             "leaves": int(np.exp(random.uniform(math.log(6), math.log(160)))), "min_leaf": int(np.exp(random.uniform(math.log(2), math.log(80)))),
             "features": round(float(random.uniform(0.3, 1.0)), 2), "rows": round(float(random.uniform(0.5, 1.0)), 2),
-            "l2": round(float(np.exp(random.uniform(math.log(0.1), math.log(30)))), 2), "extra": bool(random.random() < 0.3),
+            "l2": round(float(np.exp(random.uniform(math.log(0.1), math.log(30)))), 2), **({"extra": True} if random.random() < 0.3 else {}),
         }  # fmt: skip
 
 
