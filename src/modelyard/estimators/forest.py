@@ -6,7 +6,7 @@ its class frequencies. The frequencies of all training rows vote as one tree mor
 answer is the logarithm of the mean.
 
 Categories enter in the order of their mean target (Fisher 1958: for two classes and for numbers the best split into two sets lies
-along that order), columns of few values as indicators; missing numbers go to the side that loses less.
+along that order); missing numbers go to the side that loses less.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ ACCEPTS = ("table",)
 NUMBERS = "raw"
 KINDS = ("category", "label-set", "number")
 
-FEW = 4
-"""Ids (missing and unseen among them) up to which a category becomes indicators."""
 PRIOR = 10.0
 """Rows of the overall mean that are added to each category's before they are ordered (Micci-Barreca 2001)."""
 LEAVES = 10_000
@@ -48,12 +46,11 @@ class Config:
     trees: Annotated[int, Between(1, 100_000)] = 300
     """Trees."""
     features: Annotated[float, Between(0.001, 1)] | Literal["auto"] = "auto"
-    """Share of the columns that each split may choose from; auto: the square root of their number for labels, for numbers a third
-    (random) or all (extra)."""
+    """Share of the columns that each split may choose from; auto: the square root of their number for labels, half of them for numbers."""
     min_leaf: Annotated[int, Between(1)] | Literal["auto"] = "auto"
     """Rows of a leaf at least; auto: 5 for labels, 2 for numbers."""
-    categories: Literal["auto", "order", "indicators", "ids"] = "auto"
-    """How categories enter: ordered by mean target, one column for each value, or as ids by frequency; auto: indicators up to two values."""
+    categories: Literal["order", "indicators", "ids"] = "order"
+    """How categories enter: ordered by mean target, one column for each value, or as ids by frequency."""
 
 
 @dataclass
@@ -133,9 +130,8 @@ def _lookups(inputs: Mapping[str, Array], y_BC: np.ndarray, weights: np.ndarray 
     width = max(sizes, default=0) + 1
     sources, rows = [], []
     for column, size in enumerate(sizes):
-        if how == "indicators" or (how == "auto" and size <= FEW):
-            found = [i for i in range(size) if (ids_Bm[:, column] == i).any()]
-            for i in found[1:] if len(found) == 2 else found:
+        if how == "indicators":
+            for i in np.unique(ids_Bm[:, column]):
                 sources.append(column)
                 rows.append((np.arange(width) == i).astype(np.float32))
         else:
@@ -183,7 +179,7 @@ def _fitted(
     from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
 
     extra, number = config.variant == "extra", head.kind == "number"
-    share: Any = config.features if config.features != "auto" else (("sqrt" if not number else 1.0 if extra else 1 / 3))
+    share: Any = config.features if config.features != "auto" else 0.5 if number else "sqrt"
     least = int(config.min_leaf) if config.min_leaf != "auto" else 2 if number else 5
     if config.min_leaf == "auto" and len(x) < 500:  # five rows are a lot of a few dozen
         least = 1 if len(x) < 50 else 2
