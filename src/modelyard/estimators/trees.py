@@ -234,7 +234,7 @@ def graph(state: State, inputs: Mapping[str, Part]) -> Any:
     for i, (key, forest) in enumerate(state.forests.items()):
         binary = state.kinds[key] == "category" and len(forest.base) == 1
         sizes[key] = 2 if binary else len(forest.base)
-        nodes.append(_ensemble(forest, f"sum{i}"))
+        nodes.append(ensemble(forest, f"sum{i}"))
         nodes.append(helper.make_node("Cast", [f"sum{i}"], [f"raw{i}" if binary else key], to=TensorProto.FLOAT))
         if binary:
             nodes += [
@@ -244,7 +244,7 @@ def graph(state: State, inputs: Mapping[str, Part]) -> Any:
     return onnx_model(nodes, [], inputs, sizes, ml=True)
 
 
-def _ensemble(forest: Forest, output: str) -> Any:
+def ensemble(forest: Forest, output: str, features: str = "features") -> Any:
     """One TreeEnsemble node. Inner nodes and leaves are numbered apart; a tree of one leaf gets a root with that leaf twice."""
     from onnx import helper, numpy_helper
 
@@ -260,7 +260,7 @@ def _ensemble(forest: Forest, output: str) -> Any:
     members = {"membership_values": numpy_helper.from_array(np.concatenate(sets).astype(np.float64), "members")} if sets else {}
     padded = lambda values, more: [*np.asarray(values).tolist(), *([more] * len(alone))]  # noqa: E731
     return helper.make_node(  # type: ignore[call-overload]
-        "TreeEnsemble", ["features"], [output], domain="ai.onnx.ml", n_targets=len(forest.base),
+        "TreeEnsemble", [features], [output], domain="ai.onnx.ml", n_targets=len(forest.base),
         aggregate_function=1, post_transform=0, tree_roots=roots.tolist(),  # 1: sum; 0: none
         nodes_splits=numpy_helper.from_array(np.array(padded(forest.threshold[inner], 0.0), np.float64), "thresholds"),
         nodes_modes=numpy_helper.from_array(np.array(padded(np.where(choice >= 0, 6, 0), 0), np.uint8), "modes"),  # 6: member; 0: <=
