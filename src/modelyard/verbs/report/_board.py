@@ -63,7 +63,7 @@ def board_rows(leaderboard: Sequence[Mapping[str, Any]], say: Say) -> tuple[list
     head = [say(k) for k in ("model", "score", "interval", "weight", "fit_seconds", "predict_ms", "size", "settings", "reason")]
     rows = []
     for e in [*[e for e in leaderboard if "scores" in e][:SHOWN], *[e for e in leaderboard if "scores" not in e][:SHOWN]]:
-        score = next(iter(e.get("scores", {}).values()), {})
+        score: Mapping[str, Any] = next(iter(e.get("scores", {}).values()), {})
         interval = f"{number(score['low'])} … {number(score['high'])}" if isinstance(score.get("low"), float) else "—"
         settings = ", ".join(f"{k} {v}" for k, v in e.get("settings", {}).items())
         rows.append([
