@@ -74,7 +74,7 @@ def mnist() -> tuple[dict[str, pl.DataFrame], str, str]:
 SETS: dict[str, Callable[[], tuple[dict[str, pl.DataFrame], str, str]]] = {"adult": adult, "mnist": mnist}
 
 
-def search(name: str, method: str, seed: int, trials: int, epochs: int, rungs: int, folder: Path) -> dict[str, Any]:
+def search(name: str, method: str, seed: int, trials: int, epochs: int, rungs: int, folder: Path, eta: int = 3) -> dict[str, Any]:
     """One search: `{value, test, epochs, course: [(epochs so far, best whole trial so far)]}`."""
     tables, target, metric = SETS[name]()
     (folder / "modelyard.yaml").write_text(f"version: 1\nname: {method}-{seed}\n", encoding="utf-8")
@@ -83,7 +83,7 @@ def search(name: str, method: str, seed: int, trials: int, epochs: int, rungs: i
         str(folder), {
             "data.path": tables, "data.target": target, "model": {"name": "mlp", **({} if extra else {"frequencies": 0})}, "train.epochs": epochs,
             "train.seed": 0, "train.threads": 1, "tune.search": {**SPACE, **extra}, "tune.trials": trials, "tune.method": method, "tune.seed": seed,
-            "tune.metric": metric, "tune.rungs": rungs, "evaluate.metrics": [metric],
+            "tune.metric": metric, "tune.rungs": rungs, "tune.eta": eta, "evaluate.metrics": [metric],
         }, quiet=True,
     )  # fmt: skip
     entries = [json.loads(line) for line in (Path(found.run) / "trials.jsonl").read_text(encoding="utf-8").splitlines()]

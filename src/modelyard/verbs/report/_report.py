@@ -40,6 +40,9 @@ class Report:
     pictures: Mapping[str, Any] = field(default_factory=dict)
     """Pictures of the run as a whole: `importance`."""
 
+    search: Mapping[str, Any] = field(default_factory=dict)
+    """Of a run of `tune`: its trials and what was searched, see `pictures.py`."""
+
     @classmethod
     def of_run(cls, folder: Path, evaluation: Mapping[str, Any] | None = None) -> Report:
         """From `run.json`, `events.jsonl`, `config.yaml`, `metrics.json` and the stored evaluation.
@@ -71,6 +74,7 @@ class Report:
             else [],
             facts={**_mapping(facts.get("facts")), **_about(facts)},
             pictures=_mapping(facts.get("pictures")),
+            search=_mapping(facts.get("search")),
         )
 
 

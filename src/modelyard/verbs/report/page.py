@@ -12,6 +12,7 @@ from html import escape
 from typing import Any
 
 from modelyard.verbs.report._report import Report
+from modelyard.verbs.report._search import section as search
 from modelyard.verbs.report._style import STYLE
 from modelyard.verbs.report._svg import number
 from modelyard.verbs.report._words import Say, words
@@ -31,6 +32,7 @@ def render(report: Report, lang: str = "en") -> str:
     """The HTML text of a report, in English or Chinese (`lang="zh"`)."""
     say = words(lang)
     sections = [
+        ("search", search(report.search, say, _figure, _table)),
         ("training", _training(report, say)),
         ("evaluation", _evaluation(report, say)),
         ("data", _data(report, say)),

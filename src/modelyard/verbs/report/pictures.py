@@ -12,6 +12,7 @@ The data of each name is what `modelyard.metrics._pictures.picture_data` gives (
     clusters        {x, y, id, explained, of}
     metrics         {items: [{name, value, low, high, baseline}]}
     importance      {items: [{name, value, low?, high?}], about?}
+    search_history, search_settings   {metric, better, best, axes: {key: {log, values}}, trials: [{trial, params, state, value, …}]}
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from modelyard.verbs.report._bars import counts, histogram, importance, metric_b
 from modelyard.verbs.report._curves import calibration, learning, learning_data, pr, roc
 from modelyard.verbs.report._matrix import confusion
 from modelyard.verbs.report._points import clusters, predicted_true, residuals
+from modelyard.verbs.report._search import history, settings
 from modelyard.verbs.report._svg import standalone
 from modelyard.verbs.report._words import Say, words
 
@@ -46,6 +48,8 @@ PICTURES: dict[str, Callable[[Mapping[str, Any], Say], str]] = {
     "importance": importance,
     "balance": partial(counts, title="balance"),
     "lengths": partial(histogram, title="lengths"),
+    "search_history": history,
+    "search_settings": settings,
 }
 """In the order in which a report shows them."""
 

@@ -43,8 +43,8 @@ class Config:
     """local: this machine's processes; ray: the same trials as Ray tasks."""
     eta: Annotated[int, Between(2, 10)] = 3
     """halving and hyperband: one in eta goes on from each rung."""
-    rungs: Annotated[int, Between(2, 10)] = 4
-    """halving and hyperband: judgements of a trial; with eta 3 and 4 rungs after 1/27, 1/9, 1/3 and all of its epochs or rounds."""
+    rungs: Annotated[int, Between(2, 10)] = 3
+    """halving and hyperband: judgements of a trial; with eta 3 and 3 rungs after 1/9, 1/3 and all of its epochs or rounds."""
     points: Annotated[int, Between(2, 1000)] = 5
     """grid: values that are tried of a range without a step."""
 

@@ -202,6 +202,10 @@ class Search:
             return None
         again = sorted(n for n, t in self.found.items() if "state" not in t and n not in self.running)
         trial = self.study.ask(self.fixed[asked] if self.fixed is not None and not again else None)
+        if trial is None:
+            self.notes.append(f"all {asked} combinations were tried")
+            self.total = asked
+            return None
         if trial.number not in self.found:
             self.journal.append({"event": "asked", "trial": trial.number, "params": trial.params})
             self.found[trial.number] = {"trial": trial.number, "params": trial.params}

@@ -7,6 +7,7 @@ replayed goes on with the suggestions it would have made.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -49,6 +50,10 @@ def quiet() -> Iterator[None]:
         package.logging.set_verbosity(before)
 
 
+ATTEMPTS = 200
+"""Suggestions for one trial after which every combination counts as tried."""
+
+
 @dataclass
 class Asked:
     """A trial that runs."""
@@ -67,7 +72,9 @@ class Study:
         with quiet():
             direction = "maximize" if better == "higher" else "minimize"
             pruner = method.pruner(config) if method.PRUNES else optuna().pruners.NopPruner()
-            self.study = optuna().create_study(study_name=NAME, direction=direction, pruner=pruner)
+            # it never suggests: `_new` asks the method's sampler, and what it says is queued here
+            idle = optuna().samplers.RandomSampler(seed=0)
+            self.study = optuna().create_study(study_name=NAME, direction=direction, sampler=idle, pruner=pruner)
 
     def replay(self, trials: Mapping[int, Mapping[str, Any]]) -> None:
         """Puts trials of a journal in place, in order of number; those that did not finish are asked again first."""
@@ -90,21 +97,59 @@ class Study:
             )
             self.study.add_trial(frozen)
 
-    def ask(self, fixed: Mapping[str, Any] | None = None) -> Asked:
-        """The next trial: one that was cut short, else `fixed`, else what the sampler suggests."""
+    def ask(self, fixed: Mapping[str, Any] | None = None) -> Asked | None:
+        """The next trial: one that was cut short, else `fixed`, else what the sampler suggests; None where nothing new is left."""
         kit = optuna()
         with quiet():
-            if fixed is not None and not self.study.get_trials(deepcopy=False, states=(kit.trial.TrialState.WAITING,)):
+            every = self.study.get_trials(deepcopy=False)
+            if not any(t.state == kit.trial.TrialState.WAITING for t in every):
+                fixed = fixed if fixed is not None else self._new(every)
+                if fixed is None:
+                    return None
                 self.study.enqueue_trial({k: self._inner(k, v) for k, v in fixed.items()})
-            waiting = self.study.get_trials(deepcopy=False, states=(kit.trial.TrialState.WAITING,))
-            number = waiting[0].number if waiting else len(self.study.get_trials(deepcopy=False))
-            self.study.sampler = self.method.sampler(self.config, seed_of(self.config.seed, number))
             trial = self.study.ask()
-            params: dict[str, Any] = {}
-            for key, dim in self.space.dimensions.items():
-                if self.space.active(key, params):
-                    params[key] = _suggested(trial, key, dim)
-        return Asked(trial.number, params, trial)
+            return Asked(trial.number, self._drawn(trial), trial)
+
+    def _new(self, every: list[Any]) -> dict[str, Any] | None:
+        """What the sampler suggests for the next trial. The same settings give the same model, so they are not tried twice."""
+        tried = {_key(self._outer(t.params)) for t in every}
+        for attempt in range(ATTEMPTS):
+            seed = seed_of(self.config.seed, len(every), attempt)
+            # a sampler that has settled on one place of a small space suggests it again and again: chance finds what is left
+            chance = optuna().samplers.RandomSampler(seed=seed)
+            sampler = self.method.sampler(self.config, seed) if attempt < ATTEMPTS // 10 else chance
+            params = self._drawn(self._seen(every, sampler).ask())
+            if _key(params) not in tried:
+                return params
+        return None
+
+    def _drawn(self, trial: Any) -> dict[str, Any]:
+        params: dict[str, Any] = {}
+        for key, dim in self.space.dimensions.items():
+            if self.space.active(key, params):
+                params[key] = _suggested(trial, key, dim)
+        return params
+
+    def _seen(self, every: list[Any], sampler: Any) -> Any:
+        """The study as the sampler sees it.
+
+        With pruning these are the values of one rung, the highest that enough trials came to (BOHB, Falkner et al. 2018): Optuna's own
+        order, whole trials before pruned ones, would make a model of the first trials, which went to their end because there was nobody
+        to lose against.
+        """
+        kit = optuna()
+        study = kit.create_study(study_name=NAME, direction=self.study.direction, sampler=sampler)
+        if not self.method.PRUNES:
+            study.add_trials([t for t in every if t.state != kit.trial.TrialState.WAITING])
+            return study
+        at: dict[int, list[Any]] = {}
+        for trial in every:
+            for step, value in trial.intermediate_values.items():
+                at.setdefault(step, []).append((trial, value))
+        step = max((s for s, found in at.items() if len(found) >= len(self.space.dimensions) + 2), default=1)
+        for trial, value in at.get(step, []):
+            study.add_trial(kit.trial.create_trial(value=value, params=trial.params, distributions=trial.distributions))
+        return study
 
     def report(self, asked: Asked, rung: int, value: float) -> bool:
         """Tells the value at a rung; True where the trial should end here."""
@@ -133,6 +178,10 @@ class Study:
         dim = self.space.dimensions[key]
         return dim.index(value) if isinstance(dim, Choice) else value
 
+    def _outer(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        dims = self.space.dimensions
+        return {k: d.values[v] if isinstance(d := dims[k], Choice) else v for k, v in params.items()}
+
 
 def _suggested(trial: Any, key: str, dim: Dimension) -> Any:
     if isinstance(dim, Choice):
@@ -153,9 +202,13 @@ def distribution(dim: Dimension) -> Any:
     return kit.FloatDistribution(dim.low, dim.high, log=dim.log, step=dim.step)
 
 
-def seed_of(seed: int, number: int) -> int:
+def seed_of(seed: int, number: int, attempt: int = 0) -> int:
     """Independent streams for each trial (SeedSequence spreads neighbouring numbers)."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    return int(np.random.SeedSequence([seed, number, attempt]).generate_state(1)[0])
+
+
+def _key(params: Mapping[str, Any]) -> str:
+    return json.dumps(params, sort_keys=True, default=str)
 
 
 def importances(trials: list[dict[str, Any]], space: Space, bins: int = 4) -> list[tuple[str, float]]:

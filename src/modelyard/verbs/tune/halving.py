@@ -1,6 +1,6 @@
 """Successive halving (Jamieson & Talwalkar 2016; asynchronous: Li et al. 2020) over TPE: all begin short, the best third goes on.
 
-Trials are scored at `tune.rungs` rungs (with eta 3 and 4 rungs: 1/27, 1/9, 1/3 and all of the epochs or rounds) by the saved model on the
+Trials are scored at `tune.rungs` rungs (with eta 3 and 3 rungs: 1/9, 1/3 and all of the epochs or rounds) by the saved model on the
 validation rows. One that is not in the best 1/eta of those that came to its rung ends there. A net goes on from its checkpoint.
 """
 
