@@ -135,7 +135,8 @@ def main() -> int:
             print(f"{method}, {label}: reached in {len(shares)} of {len(pairs)}; share of random's epochs {', '.join(f'{s:.3f}' for s in shares)}")
         whole = np.mean([o["epochs"] / r["epochs"] for r, o in pairs])
         gap = np.array([o["value"] - r["value"] for r, o in pairs])
-        print(f"{method}: all its epochs are {whole:.3f} of random's; final score minus random's {gap.mean():+.5f} (each {', '.join(f'{g:+.5f}' for g in gap)})")
+        each = ", ".join(f"{g:+.5f}" for g in gap)
+        print(f"{method}: all its epochs are {whole:.3f} of random's; final score minus random's {gap.mean():+.5f} (each {each})")
     return 0
 
 

@@ -87,8 +87,8 @@ def killed(folder: Path, method: str, kills: int, count: int, draw: random.Rando
         resume = journal(folder).is_file()
         calls = died % 2 == 1
 
-        def work(resume: bool = resume, calls: bool = calls, at: int = draw.randrange(3, 110)) -> None:
-            if calls and died < kills:
+        def work(resume: bool = resume, at: int | None = draw.randrange(3, 110) if calls and died < kills else None) -> None:
+            if at is not None:
                 die_at(at)
             study(folder, method, count, resume)
 

@@ -105,6 +105,7 @@ def _plots(folder: Path, report: Report, say: Any) -> list[str]:
     """`plots/<split>.<output>.<picture>.svg` and `.json` of every picture; learning curves without split and output."""
     import re
 
+    from modelyard.verbs.report._board import board_data
     from modelyard.verbs.report.pictures import PICTURES, draw, learning_data, standalone
 
     every = {
@@ -112,6 +113,7 @@ def _plots(folder: Path, report: Report, say: Any) -> list[str]:
     }
     if report.search.get("trials"):
         every |= {"search_history": report.search, "search_settings": report.search}
+    every |= {f"{output}.leaderboard": data for output, data in board_data(report.leaderboard).items()}
     for split, outputs in report.evaluation.items():
         for output, found in outputs.items():
             for name, data in (found.get("pictures") or {}).items():

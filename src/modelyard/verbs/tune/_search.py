@@ -90,6 +90,11 @@ class Search:
             named = Settings({"name": choice.estimator}, self.space.base.train, self.space.base.data)
             read = _space.read({k: v for k, v in self.config.search.items()}, named, self.project.origins)  # auto is this estimator: check again
             self.space = Space(read.dimensions, self.space.base, choice.estimator)
+        train = self.project.section("train")
+        if train.preset != "quick" and "auto" in (self.space.named, *self._names()):
+            self.notes.append(f"train.preset {train.preset} makes a search of its own and is left out: a trial with auto fits {', '.join(choice.names)}")
+        if train.folds:
+            self.notes.append("train.folds is left out: trials are judged on the validation rows")
         if not self.method.PRUNES:
             return
         models = [self.space.applied({key: v}).model for key in sorted(searched) for v in self.space.dimensions[key].points(2)] or [section]
@@ -102,6 +107,10 @@ class Search:
             raise Unsupported(message, "use", [Problem(f"is {self.config.method}", "tune.method")])
         if bare:
             self.notes.append(f"{', '.join(name(models[i]) for i in bare)}: fitted in one go, so those trials are not pruned")
+
+    def _names(self) -> list[Any]:
+        """Models that are searched by name."""
+        return [v for key in ("model", "model.name") for v in getattr(self.space.dimensions.get(key), "values", ())]
 
     def _header(self, source: Any) -> dict[str, Any]:
         c = self.config

@@ -26,6 +26,9 @@ LOOP = {*DEFAULTS, "momentum", "l1", "clip", "accumulate", "compile", "precision
 
 REFUSED = {
     "train.seed": "draws the split too, so that trials would be judged on different rows; tune.seed varies the search",
+    "train.preset": "makes a search of its own, on the validation rows too",
+    "train.folds": "repeats the training; a trial is one",
+    "train.repeats": "repeats the training; a trial is one",
     "train.threads": "changes the speed, not the model",
     "train.checkpoint_every": "changes nothing of the model",
     "train.smoke": "changes nothing of the model",
