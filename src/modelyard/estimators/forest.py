@@ -48,7 +48,7 @@ class Config:
     features: Annotated[float, Between(0.001, 1)] | Literal["auto"] = "auto"
     """Share of the columns that each split may choose from; auto: the square root of their number for labels, half of them for numbers."""
     min_leaf: Annotated[int, Between(1)] | Literal["auto"] = "auto"
-    """Rows of a leaf at least; auto: 5 for labels, 2 for numbers."""
+    """Rows of a leaf at least; auto: 2 for numbers; for labels one in 500 of the rows, from 1 to 10."""
     categories: Literal["order", "indicators", "ids"] = "order"
     """How categories enter: ordered by mean target, one column for each value, or as ids by frequency."""
 
@@ -180,9 +180,9 @@ def _fitted(
 
     extra, number = config.variant == "extra", head.kind == "number"
     share: Any = config.features if config.features != "auto" else 0.5 if number else "sqrt"
-    least = int(config.min_leaf) if config.min_leaf != "auto" else 2 if number else 5
-    if config.min_leaf == "auto" and len(x) < 500:  # five rows are a lot of a few dozen
-        least = 1 if len(x) < 50 else 2
+    least = int(config.min_leaf) if config.min_leaf != "auto" else min(10, max(1, len(x) // 500))
+    if config.min_leaf == "auto" and number:
+        least = min(2, least)
     model = (ExtraTreesRegressor if extra else RandomForestRegressor)(
         0, bootstrap=drawn or not extra, max_features=share, min_samples_leaf=max(least, len(x) // LEAVES), warm_start=True, random_state=seed,
         n_jobs=-1 if x.size > 50_000 else None,
