@@ -19,7 +19,7 @@ from modelyard.kinds.category import softmax
 from modelyard.runtime import post
 from modelyard.runtime.answers import Answers
 from modelyard.runtime.model import Model
-from modelyard.runtime.pipeline import Column, Pipeline
+from modelyard.runtime.pipeline import Column, Encoded, Pipeline
 
 RULES = ("mean", "weights", "vote")
 SMALLEST = 1e-7
@@ -46,8 +46,11 @@ class Composite(Model):
         if len(good):
             clean = examples[good]
             found = []
+            shared: dict[str, Encoded] = {}  # parts of one search read the rows in two or three ways, not in ten
             for part in self.parts:
-                encoded = part.pipeline.encode(clean.select([c.name for c in part.pipeline.inputs]))
+                if part.reads not in shared:
+                    shared[part.reads] = part.pipeline.encode(clean.select([c.name for c in part.pipeline.inputs]))
+                encoded = shared[part.reads]
                 found.append(post.apply(part.run(encoded, None, 0 if seed is None else seed, good), part.manifest.get("post", [])))
             outputs = combine(found, self.pipeline.outputs, self.manifest["model"])
             answers = self.decode_rows(post.apply(outputs, self.manifest.get("post", [])), {})

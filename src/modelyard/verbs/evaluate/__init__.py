@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modelyard.errors import ConfigError, Problem
-from modelyard.verbs.evaluate._judge import Evaluation, judge
+from modelyard.verbs.evaluate._judge import Evaluation, judge, predicted
 
-__all__ = ["Config", "Evaluation", "gates", "judge"]
+__all__ = ["Config", "Evaluation", "gates", "judge", "predicted"]
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
@@ -122,7 +122,8 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
     source = None if data.env or data.stream else open_source(data, base)
     whole = new and not _splits(project)
     bound = bind(data, project.task, base, seed=_seed(loaded), source=source, like=loaded.pipeline, tasks=loaded.tasks, whole=whole)
-    present = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height]
+    learnt = ("valid",) if loaded.manifest.get("out_of_fold") and not new else ()  # a search learns from these rows too
+    present = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height and s not in learnt]
     splits: list[str] = [*present] or ["train"]
     evaluation = judge(loaded, bound, splits, config.metrics, positive=config.positive)
     metrics = evaluation.metrics()

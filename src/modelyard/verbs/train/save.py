@@ -34,8 +34,9 @@ def save(
     weights: Mapping[str, np.ndarray],
     arrays: dict[str, np.ndarray],
     facts: Mapping[str, Any],
+    rows: list[dict[str, Any]] | None = None,
 ) -> Path:
-    """Make the model folder.
+    """Make the model folder; `rows` are the stored examples, chosen here where none are given.
 
     `model` is the manifest's section (backend, net or estimator, program, params); `weights` a net's parameters, `arrays`
     an estimator's; `facts` what else the manifest tells (parents, metrics, training).
@@ -58,8 +59,7 @@ def save(
     }
     fitted = Model(folder, manifest, bound.pipeline, graphs, str(model["backend"]), "unsaved")
     split = next((s for s in ("test", "valid", "train") if s in bound.splits and bound.splits[s].height), "train")
-    rows = example_rows(bound, fitted, split)
-    stored = answered(fitted, rows)
+    stored = answered(fitted, example_rows(bound, fitted, split) if rows is None else rows)
 
     def fill(target: Path) -> None:
         for file, content in (("model.safetensors", weights), ("arrays.safetensors", arrays), ("states.safetensors", states)):
