@@ -251,8 +251,9 @@ def join(states: list[State]) -> State:
     layout = Layout(layouts[0].numbers, widest("cardinalities"), layouts[0].grams, widest("gram_sizes"))
     joined = State(layout)
     for key in states[0].weights:
-        joined.weights[key] = np.mean([_spread(s.weights[key], s.layout, layout) for s in states], axis=0, dtype=np.float64).astype(np.float32)
-        joined.bias[key] = np.mean([s.bias[key] for s in states], axis=0, dtype=np.float64).astype(np.float32)
+        weights = np.stack([_spread(s.weights[key], s.layout, layout) for s in states])
+        joined.weights[key] = weights.mean(axis=0, dtype=np.float64).astype(np.float32)
+        joined.bias[key] = np.stack([s.bias[key] for s in states]).mean(axis=0, dtype=np.float64).astype(np.float32)
         joined.chosen[key] = float(np.exp(np.mean([np.log(max(s.chosen[key], 1e-12)) for s in states])))
     return joined
 

@@ -90,7 +90,8 @@ class Bins(Encoding):
             values, where = np.unique(state.points, return_inverse=True)
             masses = np.bincount(where, weights=state.masses)
             state.middle = float(np.interp(0.5, (np.cumsum(masses) - masses / 2) / masses.sum(), values))
-            masses = np.minimum(masses, masses.sum() / state.bins)
+            for _ in range(30):  # what is cut off makes the share of the others larger, and so the limit smaller
+                masses = np.minimum(masses, masses.sum() / state.bins)
             at = (np.cumsum(masses) - masses / 2) / masses.sum()
             inner = np.interp(np.linspace(0, 1, state.bins + 1), at, values) if len(values) > state.bins + 1 else values
             inner[0], inner[-1] = values[0], values[-1]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -69,7 +70,7 @@ class Network(nn.Module):
         self.columns = Columns(parts, cardinalities, embedding=config.embedding, **ways)
         self.dropout = nn.Dropout(config.dropout)
         widths, chunks = [self.columns.columns_width, *config.hidden], self.columns.chunks
-        self.layers = nn.ModuleList(Shared(config.members, a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(Shared(config.members, a, b) for a, b in pairwise(widths))
         with torch.no_grad():  # the members differ by column, not by each of its features (section 3.3)
             drawn = torch.randn(config.members, len(chunks))
             self.layers[0].scale_in.copy_(drawn.repeat_interleave(torch.tensor(chunks), 1).flatten())  # type: ignore[operator]
