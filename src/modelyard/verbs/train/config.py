@@ -54,6 +54,8 @@ class TrainConfig:
     """`standard`, `none`, or a map of image operations (crop, flip, rotate, cutout …)."""
     mixup: Annotated[float, Between(0, 10)] | None = None
     """alpha of Beta(alpha, alpha) for mix-up of images; 0 is off."""
+    output_weights: dict[str, Annotated[float, Between(0, 1e6)]] | None = None
+    """output → weight of its loss in a net with several outputs; those not named weigh 1."""
     class_weights: Literal["balanced"] | dict[str, float] | None = None
     """balanced, or label → weight: rare labels count more in the loss."""
     accumulate: Annotated[int, Between(1)] = 1

@@ -77,6 +77,10 @@ def fit(
     if config.dropout and "nets" in spec:
         spec["fusion"] = {**spec["fusion"], "dropout": config.dropout}
     heads = pipeline.heads()
+    if unknown := sorted(set(config.output_weights or {}) - {h.output for h in heads}):
+        allowed = ", ".join(h.output for h in heads)
+        details = [Problem(f"is no output; expected {allowed}", f"train.output_weights.{name}") for name in unknown]
+        raise ConfigError(f"train.output_weights names {', '.join(unknown)}", details)
     network = _network.build(
         spec, pipeline.parts(), pipeline.cardinalities(), heads, seed=config.seed, statistics=statistics(pipeline), trust_code=True
     )
@@ -115,8 +119,9 @@ def term(pipeline: Pipeline, task: Task, output: str, key: str, config: TrainCon
     options: dict[str, Any] = {}
     if chosen.name == "cross_entropy" and config.label_smoothing:
         options["label_smoothing"] = config.label_smoothing
+    weight = (config.output_weights or {}).get(output, 1.0)
     return Term(
-        key, f"{output}.{chosen.target}", loss, options, 1.0, class_weights(config, column, targets.get(f"{output}.{chosen.target}"))
+        key, f"{output}.{chosen.target}", loss, options, weight, class_weights(config, column, targets.get(f"{output}.{chosen.target}"))
     )
 
 
