@@ -61,10 +61,17 @@ TREES: tuple[dict[str, Any], ...] = (
 )
 """Boosted trees: the default, one with thresholds drawn at random (Geurts et al. 2006), a small and a large one."""
 
+LINEAR, FOREST = {"name": "linear"}, {"name": "forest", "variant": "extra", "trees": 60, "min_leaf": 5}
+"""The forest of a fold is small, since those of all folds are joined: five times 60 trees."""
+
 PRESETS = {
-    "balanced": Preset(5, 300, ({"name": "trees", "bags": 1}, {"name": "linear"}, *TREES[1:3])),
-    "best": Preset(8, 1200, (TREES[0], {"name": "linear"}, *TREES[1:])),
+    "balanced": Preset(5, 300, (TREES[0], LINEAR, TREES[1], FOREST, *TREES[2:])),
+    "best": Preset(8, 1200, (TREES[0], LINEAR, *TREES[1:], FOREST, {"name": "mlp"}, {"name": "neighbours"}, {**FOREST, "variant": "random"})),
 }
+
+SHARE = 0.25
+"""Share of the budget that a candidate may take; the first, without which there is no model, may take `FIRST`."""
+FIRST = 0.6
 
 MEANT, STACKED = 5, 12
 """Candidates that a mean or a vote takes, and a stack."""
@@ -230,7 +237,7 @@ def _try(found: Search, number: int, section: dict[str, Any], *, alone: bool) ->
         if found.job.resume and _again(found, candidate, choice, kept):
             return candidate
         found.say(candidate.label)
-        limit = found.left * (0.6 if alone else 1.0)
+        limit = min(found.left, (FIRST if alone else SHARE) * found.budget)
         if choice.estimator:
             _fit_estimator(found, candidate, choice, limit, alone)
         else:
@@ -326,7 +333,7 @@ def _by_folds(found: Search, candidate: Candidate, inputs: Mapping[str, Array], 
     for done, (index, held) in enumerate(made):
         spent = time.monotonic() - began
         if done and not alone and spent / done * len(made) > 1.1 * limit:
-            candidate.reason = f"needs about {spent / done * len(made):.0f} s for {len(made)} folds; {limit:.0f} s were left"
+            candidate.reason = f"needs about {spent / done * len(made):.0f} s for {len(made)} folds; it may take {limit:.0f} s"
             return False
         if done and not alone and found.job.stop.is_set():
             candidate.reason = "interrupted"
