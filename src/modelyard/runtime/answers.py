@@ -177,7 +177,7 @@ def compare(a: Answers, b: Answers, scales: Mapping[str, float], tolerance: floa
     good = np.array([i for i in range(a.rows) if i not in failed_a | failed_b], np.int64)
     differing = set(failed_a ^ failed_b)
     worst, ties = 0.0, 0
-    for name, kind in a.kinds.items():
+    for name, kind in a.kinds.items() if len(good) else ():
         pick = lambda side, name=name: {  # noqa: E731
             c.removeprefix(name).lstrip("."): side.columns[c][good]
             for c in side.columns.columns

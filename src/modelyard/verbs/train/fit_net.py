@@ -20,6 +20,7 @@ from modelyard.kinds._contract import Array, take
 from modelyard.nets import _network
 from modelyard.runtime.pipeline import Pipeline
 from modelyard.tasks._contract import Task
+from modelyard.verbs.train import monotone
 from modelyard.verbs.train.config import TrainConfig, resolve
 from modelyard.verbs.train.learner import Choice
 from modelyard.verbs.train.loop import Augment, Fit, Result, Term
@@ -30,6 +31,7 @@ Arrays = tuple[dict[str, Array], dict[str, Array]]
 
 def describe(choice: Choice, pipeline: Pipeline, rows: int) -> tuple[dict[str, Any], list[dict[str, object]]]:
     """(the `net` section of the manifest, training defaults of the families). Families with a `recipe` suit it to the data."""
+    monotone.options(choice, pipeline)
     if choice.user:
         user = dict(choice.user)
         path = Path(str(user["module"]).rpartition(":")[0])
