@@ -187,9 +187,13 @@ class Number(Kind):
     def agree(
         self, a: Mapping[str, pl.Series], b: Mapping[str, pl.Series], scale: float, tolerance: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Differences in units of `scale`, relative above one."""
-        size = np.maximum(1.0, np.abs(a[""].to_numpy()) / scale)
-        difference = self.distance(a[""], b[""]) / scale / size
+        """Differences in units of `scale`, relative above one; of the answer and of the ends of its interval."""
+        if a.keys() != b.keys():
+            return np.ones(len(a[""])), np.zeros(len(a[""]), bool), np.zeros(len(a[""]), bool)
+        difference = np.zeros(len(a[""]))
+        for part, values in a.items():
+            size = np.maximum(1.0, np.abs(values.to_numpy()) / scale)
+            difference = np.maximum(difference, self.distance(values, b[part]) / scale / size)
         return difference, difference <= tolerance, np.zeros(len(difference), bool)
 
     def evidence(self, column: pl.Series, encoding: Encoding, state: Any) -> np.ndarray:

@@ -89,7 +89,11 @@ class Model:
             Field(c.name, c.kind, not may_be_absent(c), getattr(c.state, "labels", None), c.summary)
             for c in self.pipeline.inputs
         ]
-        outputs = [Field(c.name, c.kind, True, getattr(c.state, "labels", None), {}) for c in self.pipeline.outputs]
+        promised = {s["output"]: s["coverage"] for s in self.manifest.get("post", []) if s["step"] in post.PROMISE}
+        outputs = [
+            Field(c.name, c.kind, True, getattr(c.state, "labels", None), {"coverage": promised[c.name]} if c.name in promised else {})
+            for c in self.pipeline.outputs
+        ]
         return Signature(inputs, outputs, [Param(**p) for p in self.manifest["model"].get("params", [])])
 
     @property
@@ -120,13 +124,18 @@ class Model:
         clean = examples if len(good) == examples.height else examples[good]
         answers: dict[str, pl.Series] = {}
         if len(good):
-            encoded = self.pipeline.encode(clean)
-            outputs = self.run(encoded, settings, 0 if seed is None else seed, good)
-            outputs = post.apply(outputs, self.manifest.get("post", []))
-            answers = self.decode_rows(outputs, encoded.contexts)
+            outputs, contexts = self.outputs(clean, settings, 0 if seed is None else seed, good)
+            answers = self.decode_rows(post.apply(outputs, self.manifest.get("post", [])), contexts)
         columns = self._scatter(answers, good, examples.height)
         kinds = {c.name: c.kind for c in self.pipeline.outputs}
         return Answers(pl.DataFrame({**keys, **columns}), failures, examples.height, self.name, self.version, kinds)
+
+    def outputs(
+        self, examples: pl.DataFrame, params: Mapping[str, Any] | None = None, seed: int = 0, index: np.ndarray | None = None
+    ) -> tuple[dict[str, np.ndarray], Mapping[str, Context]]:
+        """(graph outputs before the stored steps, contexts) of checked examples without failures."""
+        encoded = self.pipeline.encode(examples)
+        return self.run(encoded, params, seed, index), encoded.contexts
 
     def encode_rows(self, rows: Any) -> tuple[Encoded, list[RowError]]:
         """Arrays by graph name for the usable rows, and the errors of the others."""
