@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from modelyard.kinds._contract import Array, Context, Encoding, Kind, Part, RowError
+from modelyard.kinds._contract import SMALL, Array, Context, Encoding, Kind, Part, RowError
 
 MISSING, UNSEEN, RESERVED = 0, 1, 2
 """Ids of an input category: missing, not met in training, then the values by falling frequency."""
@@ -38,6 +39,12 @@ class IndexState:
     counts: dict[str, int] = field(default_factory=dict)
     missing: int = 0
     labels: list[str] = field(default_factory=list)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Id of each label, for looking up a few values."""
+        first = 0 if self.target else RESERVED
+        return {label: first + i for i, label in enumerate(self.labels)}
 
 
 class Index(Encoding):
@@ -67,6 +74,7 @@ class Index(Encoding):
 
     def finish(self, state: IndexState) -> IndexState:
         """Orders the labels; ties in frequency are broken by the label itself."""
+        state.__dict__.pop("ids", None)
         if state.target:
             state.labels = sorted(state.counts, key=natural)
         else:
@@ -81,6 +89,9 @@ class Index(Encoding):
     def encode(self, column: pl.Series, state: IndexState, context: Context) -> dict[str, Array]:
         """`index` (B,), int32 for inputs. A target id is int64 and -1 where the label is missing or unknown."""
         first, absent, unseen = (0, -1, -1) if state.target else (RESERVED, MISSING, UNSEEN)
+        if len(column) <= SMALL:
+            found = [absent if v is None else state.ids.get(v, unseen) for v in column.to_list()]
+            return {"index": np.array(found, np.int64 if state.target else np.int32)}
         if not state.labels:
             ids = np.full(len(column), unseen, np.int32)
         else:
@@ -98,8 +109,11 @@ class Index(Encoding):
         conformal `set` (B, K)."""
         scores_BK = softmax(arrays["logits"])
         chosen = arrays.get("decision", scores_BK).argmax(axis=1)
-        labels = pl.Series(state.labels, dtype=pl.String)
-        found = {"": labels.gather(chosen.astype(np.uint32)), "scores": scores_struct(scores_BK, state.labels)}
+        if len(chosen) <= SMALL:
+            answer = pl.Series([state.labels[k] for k in chosen.tolist()], dtype=pl.String)
+        else:
+            answer = pl.Series(state.labels, dtype=pl.String).gather(chosen.astype(np.uint32))
+        found = {"": answer, "scores": scores_struct(scores_BK, state.labels)}
         if "set" in arrays:
             held = [[label for label, inside in zip(state.labels, row, strict=True) if inside] for row in arrays["set"].tolist()]
             found["set"] = pl.Series(held, dtype=pl.List(pl.String))
@@ -159,6 +173,12 @@ class Category(Kind):
 
 def as_labels(column: pl.Series) -> tuple[pl.Series, list[RowError]]:
     """A raw column as label texts; nested values are row errors."""
+    dtype = column.dtype
+    if dtype == pl.String:
+        if len(column) <= SMALL and not any(_blank_ends(v) for v in column.to_list() if v is not None):
+            return column, []
+    elif dtype.is_integer() or dtype in (pl.Boolean, pl.Null):
+        return column.cast(pl.String), []
     if column.dtype.is_float():
         whole = column.is_finite().fill_null(False) & (column == column.round())
         small = column.abs() < 2**53
@@ -175,6 +195,11 @@ def as_labels(column: pl.Series) -> tuple[pl.Series, list[RowError]]:
         return pl.Series(column.name, values, dtype=pl.String), errors
     text = column.cast(pl.String).str.strip_chars()
     return text.set(text == "", None), []
+
+
+def _blank_ends(text: str) -> bool:
+    """Whether Polars might strip something: Python's blanks include all of Unicode's."""
+    return not text or text[0].isspace() or text[-1].isspace()
 
 
 def _as_label(value: Any) -> str | None:

@@ -80,7 +80,7 @@ class Scaled(Encoding):
     def encode(self, column: pl.Series, state: ScaledState, context: Context) -> dict[str, Array]:
         """Float32 `value` (B,) and, if fitted with missing values, `missing` (B,) of 0 and 1."""
         x = column.to_numpy().astype(np.float64)  # null -> NaN
-        scaled = np.clip((x - state.mean) / state.scale, -SCALED_LIMIT, SCALED_LIMIT)
+        scaled = np.minimum(np.maximum((x - state.mean) / state.scale, -SCALED_LIMIT), SCALED_LIMIT)
         absent = np.isnan(scaled)
         out: dict[str, Array] = {"value": np.where(absent, 0.0, scaled).astype(np.float32)}
         if state.missing:
@@ -131,8 +131,8 @@ class Raw(Encoding):
 
     def encode(self, column: pl.Series, state: RawState, context: Context) -> dict[str, Array]:
         """Float32 `value` (B,), NaN for missing, cut to the finite range of float32."""
-        x = column.to_numpy().astype(np.float64)
-        return {"value": np.clip(x, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)}
+        x = column.to_numpy()
+        return {"value": np.minimum(np.maximum(x, -FLOAT32_MAX), FLOAT32_MAX).astype(np.float32)}
 
 
 class Number(Kind):
@@ -145,9 +145,14 @@ class Number(Kind):
 
     def check(self, column: pl.Series) -> tuple[pl.Series, list[RowError]]:
         """Parses texts, takes booleans as 0 and 1, NaN as missing; refuses infinity and words."""
-        raw = column
-        if column.dtype == pl.Null:
+        dtype = column.dtype
+        if dtype.is_numeric():
+            wide = column if dtype == pl.Float64 else column.cast(pl.Float64, strict=False)
+            if int(np.count_nonzero(np.isfinite(wide.to_numpy()))) + column.null_count() == len(column):
+                return wide, []  # nothing to repair: the usual case, without the price of expressions
+        elif dtype == pl.Null:
             return column.cast(pl.Float64), []
+        raw = column
         if column.dtype == pl.Object or column.dtype.is_nested() or column.dtype.is_temporal():
             column = pl.Series(column.name, [_as_float(v) for v in column.to_list()], dtype=pl.Float64, strict=False)
         elif column.dtype == pl.String:

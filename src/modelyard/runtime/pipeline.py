@@ -114,10 +114,10 @@ class Pipeline:
         self, frame: pl.DataFrame, side: str = "inputs", columns: Iterable[Column] | None = None
     ) -> tuple[pl.DataFrame, list[RowError]]:
         """Canonical columns and one `RowError` per bad value, missing ones included where a kind needs a value."""
-        checked: dict[str, pl.Series] = {}
+        checked: list[pl.Series] = []
         errors: list[RowError] = []
         for column in columns if columns is not None else getattr(self, side):
-            clean, found = column.rules.check(frame[column.name].alias(column.name))
+            clean, found = column.rules.check(frame[column.name])
             errors += found
             deleted = column.missing.method == "delete"
             if (column.rules.needs_value or deleted) and clean.null_count():
@@ -126,7 +126,7 @@ class Pipeline:
                 why = ", since rows without one are left out (missing: delete)" if deleted else ""
                 reason = f"is missing; send a value of kind {column.kind}{why}"
                 errors += [RowError(int(r), column.name, reason) for r in absent if int(r) not in bad]
-            checked[column.name] = clean
+            checked.append(clean.alias(column.name))
         return pl.DataFrame(checked), sorted(errors, key=lambda e: e.row)
 
     def encode(self, frame: pl.DataFrame) -> Encoded:
