@@ -51,9 +51,9 @@ def split(
         return _by_column(frame, config.column, given)
     generator = np.random.Generator(np.random.Philox(key=seed if config.seed is None else config.seed))
     if config.time:
-        order = _by_time(frame, config.time)
+        order = by_time(frame, config.time)
     elif config.by:
-        return _by_group(frame, [config.by] if isinstance(config.by, str) else config.by, shares, generator)
+        return _by_group(group_ids(frame, config.by), shares, generator)
     else:
         order = _shuffled(frame, config, targets, generator)
     return _cut(order, shares, frame.height)
@@ -93,7 +93,8 @@ def _shuffled(frame: pl.DataFrame, config: SplitConfig, targets: Sequence[str], 
     return np.lexsort((chance, place))
 
 
-def _by_time(frame: pl.DataFrame, column: str) -> np.ndarray:
+def by_time(frame: pl.DataFrame, column: str) -> np.ndarray:
+    """Row numbers from the oldest to the newest."""
     _need(frame, [column], "data.split.time")
     values = frame[column]
     if values.null_count():
@@ -108,11 +109,14 @@ def _by_time(frame: pl.DataFrame, column: str) -> np.ndarray:
     return values.arg_sort().to_numpy()
 
 
-def _by_group(
-    frame: pl.DataFrame, columns: Sequence[str], shares: dict[str, float], generator: np.random.Generator
-) -> dict[str, np.ndarray]:
+def group_ids(frame: pl.DataFrame, by: str | Sequence[str]) -> np.ndarray:
+    """(rows,) number of the group of each row, from 0."""
+    columns = [by] if isinstance(by, str) else list(by)
     _need(frame, columns, "data.split.by")
-    ids = frame.select(pl.struct(columns).rank("dense").alias("g"))["g"].to_numpy().astype(np.int64) - 1
+    return frame.select(pl.struct(columns).rank("dense").alias("g"))["g"].to_numpy().astype(np.int64) - 1
+
+
+def _by_group(ids: np.ndarray, shares: dict[str, float], generator: np.random.Generator) -> dict[str, np.ndarray]:
     sizes = np.bincount(ids)
     order = generator.permutation(len(sizes))
     if len(sizes) <= len(shares):
@@ -121,7 +125,7 @@ def _by_group(
     queue = list(order)
     for name, share in shares.items():
         rows = 0
-        while queue and (not taken[name] or rows + sizes[queue[-1]] / 2 < share * frame.height) and len(queue) > 1:
+        while queue and (not taken[name] or rows + sizes[queue[-1]] / 2 < share * len(ids)) and len(queue) > 1:
             group = queue.pop()
             taken[name].add(int(group))
             rows += int(sizes[group])

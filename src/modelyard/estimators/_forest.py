@@ -53,6 +53,8 @@ class Forest:
     """Category ids of all sets, each set increasing; an id in no set goes right."""
     bounds: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     """Set i is `members[bounds[i]:bounds[i + 1]]`."""
+    leaves: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    """Where not empty, `value` of a leaf is a row of this table `(L, columns)`, and every tree adds its row to all columns."""
 
     def __post_init__(self) -> None:
         if not len(self.choice):
@@ -70,6 +72,13 @@ class Forest:
         known = (ids >= 0) & (ids < width)
         wanted = sets * width + np.where(known, ids, 0).astype(np.int64)
         return known & (keys[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)] == wanted)
+
+    @cached_property
+    def steps(self) -> tuple[np.ndarray, np.ndarray]:
+        """What `walk` takes numbers of nodes to: (feature, children), int64, so that no look-up converts. Child `2 i + 1` is left."""
+        children = np.empty(2 * len(self.feature), np.int64)
+        children[0::2], children[1::2] = self.right, self.left
+        return self.feature.astype(np.int64), children
 
     @cached_property
     def masks(self) -> Masks | None:
@@ -170,8 +179,11 @@ def score(x: np.ndarray, forest: Forest) -> np.ndarray:
             else:
                 bins = np.where(np.isnan(value), len(thresholds) + 1, np.searchsorted(thresholds, value))
             alive &= table.take(bins, axis=0)
-        sums = np.add.reduceat(masks.values[masks.first + _lowest(alive)], masks.starts, axis=1)
-        out[low : low + step, masks.columns] += sums
+        found = masks.values[masks.first + _lowest(alive)]
+        if len(forest.leaves):
+            out[low : low + step] += _rows(forest.leaves, found.T)
+        else:
+            out[low : low + step, masks.columns] += np.add.reduceat(found, masks.starts, axis=1)
     return out
 
 
@@ -183,26 +195,61 @@ def _lowest(bits: np.ndarray) -> np.ndarray:
     return (only.astype(np.float64).view(np.int64) >> 52) - 1023
 
 
+def _rows(leaves: np.ndarray, found_TB: np.ndarray) -> np.ndarray:
+    """Sums (B, columns) of the rows of vector leaves that the trees arrived at."""
+    out = np.zeros((found_TB.shape[1], leaves.shape[1]))
+    for row_B in found_TB:  # one tree after the other: (T, B, columns) would not fit into the cache
+        out += leaves.take(row_B.astype(np.int64), axis=0)
+    return out
+
+
 def walk(x: np.ndarray, forest: Forest) -> np.ndarray:
-    """The same as `score`: all trees walk down together, a level at a time."""
+    """The same as `score`, for trees of any size: rows walk down, a few trees and a level at a time, and leave at their leaf."""
     out = np.tile(forest.base, (len(x), 1))
-    step = max(1, 400_000 // max(1, len(forest.roots)))  # node numbers of a block stay in the cache
+    trees = len(forest.roots)
+    if not trees:
+        return out
     order = np.argsort(forest.column, kind="stable")
     starts = np.flatnonzero(np.diff(forest.column[order], prepend=-1))
+    step = min(8192, max(64, 4_000_000 // trees))  # leaves of a block of rows: at most 32 MB
     for low in range(0, len(x), step):
-        rows = np.ascontiguousarray(x[low : low + step].T)
-        node = np.repeat(forest.roots[order][:, None], rows.shape[1], axis=1)
-        who = np.arange(rows.shape[1])[None, :]
-        for _ in range(forest.depth):
-            value = rows[forest.feature[node], who]
-            left = (value <= forest.threshold[node]) | (np.isnan(value) & forest.missing_left[node])
-            if len(forest.members):
-                chosen = forest.choice[node] >= 0
-                left[chosen] = forest.holds(forest.choice[node[chosen]], value[chosen])
-            node = np.where(left, forest.left[node], forest.right[node])
-        sums = np.add.reduceat(forest.value[node], starts, axis=0)
-        out[low : low + step, forest.column[order][starts]] += sums.T
+        rows = np.ascontiguousarray(x[low : low + step])
+        together = max(1, 32_768 // len(rows))  # trees whose rows walk at once: fewer calls for few rows, nodes in the cache for many
+        ends = [_descend(rows, forest, forest.roots[order[i : i + together]]) for i in range(0, trees, together)]
+        found_TB = forest.value.take(np.concatenate(ends))
+        if len(forest.leaves):
+            out[low : low + step] += _rows(forest.leaves, found_TB)
+        else:
+            out[low : low + step, forest.column[order][starts]] += np.add.reduceat(found_TB, starts, axis=0).T
     return out
+
+
+def _descend(rows: np.ndarray, forest: Forest, roots: np.ndarray) -> np.ndarray:
+    """Leaves (trees, B) that `rows` reach from `roots`."""
+    feature, children = forest.steps
+    flat, gaps, sets = rows.reshape(-1), bool(np.isnan(rows).any()), len(forest.members) > 0
+    node = np.repeat(roots.astype(np.int64), len(rows))
+    who = np.tile(np.arange(len(rows)) * rows.shape[1], len(roots))
+    ends, place = np.empty(len(node), np.int64), np.arange(len(node))
+    for level in range(forest.depth + 1):
+        if level % 3 == 0:  # leaves point to themselves, so that leaving late is only slower
+            still = children.take(2 * node) != node
+            if not still.all():
+                done = ~still
+                ends[place[done]] = node[done]
+                node, who, place = node[still], who[still], place[still]
+                if not len(node):
+                    break
+        value = flat.take(who + feature.take(node))
+        left = value <= forest.threshold.take(node)
+        if gaps:
+            left |= np.isnan(value) & forest.missing_left.take(node)
+        if sets:
+            chosen = forest.choice.take(node) >= 0
+            left[chosen] = forest.holds(forest.choice.take(node[chosen]), value[chosen])
+        node = children.take(2 * node + left)
+    ends[place] = node
+    return ends.reshape(len(roots), len(rows))
 
 
 def read(texts: list[str], columns: int) -> Forest:
@@ -294,8 +341,11 @@ def join(forests: list[Forest], columns: int) -> Forest:
     roots = np.concatenate([f.roots + s for f, s in zip(forests, np.cumsum([0, *counts[:-1]]), strict=True)])
     bounds = np.cumsum([0, *np.concatenate([np.diff(f.bounds) for f in forests])])
     choice = cat("choice")
+    value = cat("value")
+    if len(forests[0].leaves):
+        value = value + first([len(f.leaves) for f in forests])
     return Forest(
         cat("feature"), cat("threshold"), (cat("left") + shift).astype(np.int32), (cat("right") + shift).astype(np.int32),
-        cat("missing_left"), cat("value"), roots.astype(np.int32), cat("column"), np.zeros(columns), max(f.depth for f in forests),
-        np.where(choice >= 0, choice + sets, -1).astype(np.int32), cat("members"), bounds.astype(np.int64),
+        cat("missing_left"), value, roots.astype(np.int32), cat("column"), np.zeros(columns), max(f.depth for f in forests),
+        np.where(choice >= 0, choice + sets, -1).astype(np.int32), cat("members"), bounds.astype(np.int64), cat("leaves"),
     )  # fmt: skip

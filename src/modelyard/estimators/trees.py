@@ -6,6 +6,7 @@ exactly as LightGBM's float64 comparison does. A few boosters with different see
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from modelyard.estimators._features import onnx_model
-from modelyard.estimators._forest import Forest, join, read, score
+from modelyard.estimators._forest import Forest, read, score
+from modelyard.estimators._forest import join as join_forests
 from modelyard.kinds._contract import Array, Head, Part
 from modelyard.settings import Between
 
@@ -49,6 +51,8 @@ class Config:
     """L2 penalty of leaf values."""
     patience: Annotated[int, Between(1)] = 60
     """Rounds without a better validation loss after which boosting stops."""
+    extra: bool = False
+    """Thresholds drawn at random instead of searched (extremely randomised trees, Geurts et al. 2006): other errors, good in an average."""
     bags: Annotated[int, Between(1, 100)] = 3
     """Boosters with different seeds whose answers are averaged."""
     monotone: dict[str, Literal["increasing", "decreasing", 1, -1, 0]] = field(default_factory=dict)
@@ -96,7 +100,7 @@ def fit(
             forest.column += k
             forests.append(forest)
             rounds += r
-        state.forests[head.key] = join(forests, head.size if head.kind != "category" or head.size > 2 else 1)
+        state.forests[head.key] = join_forests(forests, head.size if head.kind != "category" or head.size > 2 else 1)
         state.rounds[head.key] = rounds
     return state
 
@@ -121,7 +125,7 @@ def _boost(
         "objective": objective, "learning_rate": config.lr, "num_leaves": config.leaves, "verbose": -1, "deterministic": True,
         "min_data_in_leaf": max(1, min(config.min_leaf, len(x) // 20 if small else config.min_leaf)), "force_row_wise": True,
         "feature_fraction": config.features, "bagging_fraction": config.rows, "bagging_freq": 1, "lambda_l1": config.l1,
-        "lambda_l2": config.l2, "num_threads": 1 if x.size < 300_000 else 0, "max_bin": 255, "feature_pre_filter": False,
+        "lambda_l2": config.l2, "num_threads": 1 if x.size < 300_000 else 0, "max_bin": 255, "feature_pre_filter": False, "extra_trees": config.extra,
         **({"num_class": classes} if objective == "multiclass" else {}),
         **({} if monotone is None else {
             "monotone_constraints": [*monotone.tolist(), *[0] * (x.shape[1] - numbers)], "monotone_constraints_method": "advanced",
@@ -142,7 +146,8 @@ def _boost(
         rounds = config.trees if check is not None else min(config.trees, max(20, round(10 / config.lr)))
         calls: list[Callable[..., Any]] = [lgb.early_stopping(config.patience, verbose=False)] if check is not None else []
         calls.append(_watch(deadline, progress, head.output, bag, rounds))
-        params = {**shared, "seed": seed * 1009 + bag, "bagging_seed": seed * 1009 + bag, "feature_fraction_seed": seed * 1009 + bag}
+        params = {**shared, "seed": seed * 1009 + bag, "bagging_seed": seed * 1009 + bag, "feature_fraction_seed": seed * 1009 + bag,
+                  "extra_seed": seed * 1009 + bag}  # fmt: skip
         booster = lgb.train(params, own, rounds, valid_sets=[check] if check is not None else None, callbacks=calls)
         boosters.append(booster)
     rounds_run = [max(1, b.best_iteration or b.current_iteration()) for b in boosters]
@@ -202,6 +207,17 @@ def _forest(boosters: list[Any], columns: int) -> Forest:
     return read([booster.model_to_string(num_iteration=booster.best_iteration or None) for booster in boosters], columns)
 
 
+def join(states: list[State]) -> State:
+    """The average of several models as one: all their trees, with leaves divided by the number of models."""
+    first = states[0]
+    forests = {}
+    for key, forest in first.forests.items():
+        same = [dataclasses.replace(s.forests[key], value=s.forests[key].value / len(states)) for s in states]
+        forests[key] = join_forests(same, len(forest.base))
+    rounds = {key: [r for s in states for r in s.rounds[key]] for key in first.rounds}
+    return State(first.numbers, first.categories, forests, dict(first.kinds), rounds)
+
+
 def apply(inputs: Mapping[str, Array], state: State) -> dict[str, np.ndarray]:
     """Graph outputs float32: logits `(B, K)` or value `(B, 1)`."""
     x = matrix(inputs)
@@ -234,7 +250,7 @@ def graph(state: State, inputs: Mapping[str, Part]) -> Any:
     for i, (key, forest) in enumerate(state.forests.items()):
         binary = state.kinds[key] == "category" and len(forest.base) == 1
         sizes[key] = 2 if binary else len(forest.base)
-        nodes.append(_ensemble(forest, f"sum{i}"))
+        nodes.append(ensemble(forest, f"sum{i}"))
         nodes.append(helper.make_node("Cast", [f"sum{i}"], [f"raw{i}" if binary else key], to=TensorProto.FLOAT))
         if binary:
             nodes += [
@@ -244,7 +260,7 @@ def graph(state: State, inputs: Mapping[str, Part]) -> Any:
     return onnx_model(nodes, [], inputs, sizes, ml=True)
 
 
-def _ensemble(forest: Forest, output: str) -> Any:
+def ensemble(forest: Forest, output: str, features: str = "features") -> Any:
     """One TreeEnsemble node. Inner nodes and leaves are numbered apart; a tree of one leaf gets a root with that leaf twice."""
     from onnx import helper, numpy_helper
 
@@ -260,7 +276,7 @@ def _ensemble(forest: Forest, output: str) -> Any:
     members = {"membership_values": numpy_helper.from_array(np.concatenate(sets).astype(np.float64), "members")} if sets else {}
     padded = lambda values, more: [*np.asarray(values).tolist(), *([more] * len(alone))]  # noqa: E731
     return helper.make_node(  # type: ignore[call-overload]
-        "TreeEnsemble", ["features"], [output], domain="ai.onnx.ml", n_targets=len(forest.base),
+        "TreeEnsemble", [features], [output], domain="ai.onnx.ml", n_targets=len(forest.base),
         aggregate_function=1, post_transform=0, tree_roots=roots.tolist(),  # 1: sum; 0: none
         nodes_splits=numpy_helper.from_array(np.array(padded(forest.threshold[inner], 0.0), np.float64), "thresholds"),
         nodes_modes=numpy_helper.from_array(np.array(padded(np.where(choice >= 0, 6, 0), 0), np.uint8), "modes"),  # 6: member; 0: <=

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from modelyard.kinds._bins import Bins
 from modelyard.kinds._contract import Array, Context, Encoding, Kind, Part, RowError
 
 SCALED_LIMIT = 1e4
@@ -139,7 +140,7 @@ class Number(Kind):
     """Finite real numbers, `Float64`; NaN counts as missing, infinity is an error."""
 
     name = "number"
-    encodings = {"scaled": Scaled(), "raw": Raw()}  # noqa: RUF012
+    encodings = {"scaled": Scaled(), "raw": Raw(), "bins": Bins()}  # noqa: RUF012
     target_encoding = "scaled"
     scalar = True
 

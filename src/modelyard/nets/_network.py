@@ -109,13 +109,15 @@ def build(
             entry = spec["nets"][name]
             module = registry.load("nets", entry["name"])
             config = _config(module.Config, entry["config"], entry["name"])
-            if hasattr(module, "Network"):
+            whole = hasattr(module, "Network")
+            offered = {"cardinalities": list(cardinalities), "statistics": (statistics or {}).get(name)}
+            takes = inspect.signature((module.Network if whole else module.Encoder).__init__).parameters
+            options = {k: v for k, v in offered.items() if k in takes}
+            if whole:
                 if len(parts) > 1:
                     raise Unsupported(f"{entry['name']} is a whole network and reads one input, not {len(parts)}", "never")
-                return module.Network(config, found, heads, name)  # type: ignore[no-any-return]
-            offered = {"cardinalities": list(cardinalities), "statistics": (statistics or {}).get(name)}
-            takes = inspect.signature(module.Encoder.__init__).parameters
-            encoders[name] = module.Encoder(config, found, **{k: v for k, v in offered.items() if k in takes})
+                return module.Network(config, found, heads, name, **options)  # type: ignore[no-any-return]
+            encoders[name] = module.Encoder(config, found, **options)
         fusion = dict(spec.get("fusion") or {"name": "concatenate"})
         kind = fusion.pop("name")
         if kind not in FUSIONS:

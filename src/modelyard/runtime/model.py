@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,13 @@ class Model:
     def frame(self) -> dict[str, Any]:
         """Which rows make an example."""
         return dict(self.manifest["frame"])
+
+    @cached_property
+    def reads(self) -> str:
+        """What two models share that encode rows alike: their encodings with all states."""
+        states = self.manifest.get("files", {}).get("states.safetensors", {})
+        pipeline = self.manifest["pipeline"]
+        return json.dumps([pipeline["inputs"], pipeline.get("imputation"), states], sort_keys=True, default=str)
 
     @property
     def signature(self) -> Signature:

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from modelyard.errors import ConfigError, Problem
-from modelyard.verbs.evaluate._judge import Evaluation, judge
+from modelyard.errors import ConfigError, Problem, Unsupported
+from modelyard.verbs.evaluate._judge import Evaluation, judge, predicted
 
-__all__ = ["Config", "Evaluation", "gates", "judge"]
+__all__ = ["Config", "Evaluation", "gates", "judge", "predicted"]
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
@@ -138,7 +138,8 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
     source = None if data.env or data.stream else open_source(data, base)
     whole = new and not _splits(project)
     bound = bind(data, project.task, base, seed=_seed(loaded), source=source, like=loaded.pipeline, tasks=loaded.tasks, whole=whole)
-    present = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height]
+    learnt = ("valid",) if loaded.manifest.get("out_of_fold") and not new else ()  # a search learns from these rows too
+    present = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height and s not in learnt]
     splits: list[str] = [*present] or ["train"]
     evaluation = judge(loaded, bound, splits, config.metrics, positive=config.positive, costs=config.costs)
     metrics = evaluation.metrics()
@@ -153,6 +154,9 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
     child = None
     costs: dict[str, Any] = {}
     if config.threshold or config.costs:
+        if learnt:
+            reason = "this model was chosen by a search that learnt from the validation rows too; decide on other rows: evaluate data=FILE"
+            raise Unsupported(reason, "use")
         from modelyard.verbs.evaluate._thresholds import tune
 
         child = str(tune(loaded, bound, config.threshold, Path(folder), config.costs, config.positive))

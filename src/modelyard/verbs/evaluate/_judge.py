@@ -49,9 +49,12 @@ class Evaluation:
 
 def judge(
     model: Model, bound: Bound, splits: Sequence[str], wanted: Sequence[str] | None = None, *, positive: str | None = None, seed: int = 0,
-    costs: Mapping[str, Any] | None = None,
+    costs: Mapping[str, Any] | None = None, known: Mapping[str, pl.DataFrame] | None = None,
 ) -> Evaluation:
-    """Predict each split with the loaded model and score every output; `costs` are those of `evaluate.costs`."""
+    """Predict each split with the loaded model and score every output; `costs` are those of `evaluate.costs`.
+
+    `known` has answers by split that are taken as they are: those of rows that the model learnt from, made by models that did not.
+    """
     if bound.environment is not None:
         from modelyard.verbs.evaluate._episodes import play
 
@@ -61,7 +64,10 @@ def judge(
     for split in splits:
         frame = bound.splits[split]
         rows = frame.select([c.name for c in bound.pipeline.inputs])
-        answers = model.predict_examples(rows)
+        if known is not None and split in known:
+            answers = Answers(known[split], [], frame.height, model.name, model.version)
+        else:
+            answers = model.predict_examples(rows)
         bad = {e.row for e in answers.errors}
         good = np.array([i for i in range(answers.rows) if i not in bad], np.int64)
         failed[split], kept[split] = answers.errors, answers
@@ -70,7 +76,8 @@ def judge(
         out[split] = {
             column.name: _output(model, bound, column, truth, found, wanted, positive, seed, costs) for column in model.pipeline.outputs
         }
-        _before(model, rows if whole else rows[good], truth, out[split])
+        if known is None or split not in known:
+            _before(model, rows if whole else rows[good], truth, out[split])
     return Evaluation(out, failed, kept)
 
 

@@ -105,11 +105,13 @@ def _plots(folder: Path, report: Report, say: Any) -> list[str]:
     """`plots/<split>.<output>.<picture>.svg` and `.json` of every picture; learning curves without split and output."""
     import re
 
+    from modelyard.verbs.report._board import board_data
     from modelyard.verbs.report.pictures import PICTURES, draw, learning_data, standalone
 
     every = {
         name: data for name, data in {**learning_data(report.events), **report.pictures}.items() if name in PICTURES
     }
+    every |= {f"{output}.leaderboard": data for output, data in board_data(report.leaderboard).items()}
     for split, outputs in report.evaluation.items():
         for output, found in outputs.items():
             for name, data in (found.get("pictures") or {}).items():

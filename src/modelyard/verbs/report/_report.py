@@ -39,6 +39,10 @@ class Report:
     """For the model card: licence, intended use, limits, versions, machine, fingerprint …"""
     pictures: Mapping[str, Any] = field(default_factory=dict)
     """Pictures of the run as a whole: `importance`."""
+    leaderboard: list[Mapping[str, Any]] = field(default_factory=list)
+    """Candidates of a search, the best first: `{model, settings, scores, weight, fit_seconds, …}` or `{model, reason}`."""
+    folds: Mapping[str, Any] = field(default_factory=dict)
+    """Metrics of cross-validation: `{metric: {value, low, high, spread, scores}}`."""
 
     @classmethod
     def of_run(cls, folder: Path, evaluation: Mapping[str, Any] | None = None) -> Report:
@@ -71,6 +75,8 @@ class Report:
             else [],
             facts={**_mapping(facts.get("facts")), **_about(facts)},
             pictures=_mapping(facts.get("pictures")),
+            leaderboard=[e for e in facts.get("leaderboard") or [] if isinstance(e, Mapping)],
+            folds=_mapping(run.read("metrics.json").get("folds")),
         )
 
 

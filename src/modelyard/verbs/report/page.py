@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from modelyard.verbs.report._board import board_data, board_rows
 from modelyard.verbs.report._report import Report
 from modelyard.verbs.report._style import STYLE
 from modelyard.verbs.report._svg import number
@@ -32,6 +33,8 @@ def render(report: Report, lang: str = "en") -> str:
     say = words(lang)
     sections = [
         ("training", _training(report, say)),
+        ("leaderboard", _leaderboard(report, say)),
+        ("folds", _folds(report, say)),
         ("evaluation", _evaluation(report, say)),
         ("data", _data(report, say)),
         ("configuration", _configuration(report, say)),
@@ -130,6 +133,23 @@ def _gate(report: Report, say: Say) -> str:
 def _training(report: Report, say: Say) -> str:
     drawn = [_figure(name, data, say) for name, data in learning_data(report.events).items()]
     return f'<div class="pictures">{"".join(drawn)}</div>' if drawn else ""
+
+
+def _leaderboard(report: Report, say: Say) -> str:
+    if not report.leaderboard:
+        return ""
+    several = board_data(report.leaderboard)
+    drawn = [_figure("leaderboard", data, say, caption=name if len(several) > 1 else "") for name, data in several.items()]
+    head, rows = board_rows(report.leaderboard, say)
+    table = _table(head, rows, numbers=(1, 2, 3, 4, 5, 6), prose=(7, 8))
+    return f'<p class="soft">{say("leaderboard_note")}</p><div class="pictures">{"".join(drawn)}</div>{table}'
+
+
+def _folds(report: Report, say: Say) -> str:
+    """Mean, interval and spread of every metric over the folds."""
+    several = not any("value" in e for e in report.folds.values())
+    tables = report.folds.items() if several else [("", report.folds)]
+    return "".join((f"<h3>{escape(name)}</h3>" if name else "") + _metrics_table({"metrics": found}, say) for name, found in tables if found)
 
 
 def _evaluation(report: Report, say: Say) -> str:

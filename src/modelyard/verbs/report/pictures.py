@@ -10,6 +10,7 @@ The data of each name is what `modelyard.metrics._pictures.picture_data` gives (
     predicted_true, residuals   {x, y, of} or, beyond 2,000 rows, {x, y, count, radius, of} in hexagons
     balance, cluster_sizes      {labels, counts}
     clusters        {x, y, id, explained, of}
+    leaderboard     {entries: [{model, weight, value, low, high}], metric, better}
     metrics         {items: [{name, value, low, high, baseline}]}
     importance      {items: [{name, value, low?, high?}], about?}
 """
@@ -21,6 +22,7 @@ from functools import partial
 from typing import Any
 
 from modelyard.verbs.report._bars import counts, histogram, importance, metric_bars
+from modelyard.verbs.report._board import board
 from modelyard.verbs.report._curves import calibration, learning, learning_data, pr, roc
 from modelyard.verbs.report._matrix import confusion
 from modelyard.verbs.report._points import clusters, predicted_true, residuals
@@ -33,6 +35,7 @@ PICTURES: dict[str, Callable[[Mapping[str, Any], Say], str]] = {
     "learning_curve": partial(learning, title="learning_curve"),
     "metric_curve": partial(learning, title="metric_curve"),
     "rate_curve": partial(learning, title="rate_curve"),
+    "leaderboard": board,
     "metrics": metric_bars,
     "confusion": confusion,
     "roc": roc,

@@ -29,8 +29,10 @@ from modelyard.runtime.model import Model
 from modelyard.store.run import Run, now
 from modelyard.tasks._binding import Bound, bind
 from modelyard.verbs.train.config import TrainConfig as Config
+from modelyard.verbs.train.cross_validation import cross_validate
 
 if TYPE_CHECKING:
+    from modelyard.data.split import SplitConfig
     from modelyard.verbs.train.learner import Choice
 
 __all__ = ["Config", "Trained", "train"]
@@ -101,8 +103,11 @@ def train(
         for note in bound.notes:
             say(note)
         with _ctrl_c(stop, say):
-            folder, facts = _fit(bound, _found_from(base, model), _Job(config, run, name, bool(resume), device, stop, progress, say))
-        return _judge(run, folder, bound, facts, judged_by, lang, stop.is_set())
+            job = _Job(config, run, name, bool(resume), device, stop, progress, say)
+            found = _found_from(base, model)
+            validated = cross_validate(bound, found, job, data.split, judged_by) if config.folds else {}
+            folder, facts, bound, known = _fit(bound, found, job, data.split)
+        return _judge(job, folder, bound, facts, judged_by, lang, known, validated)
     except ModelyardError as error:
         run.update(state="failed", finished=now(), error=error.to_json())
         raise
@@ -131,8 +136,20 @@ class _Job:
     say: Callable[[str], None]
 
 
-def _fit(bound: Bound, model: Any, job: _Job) -> tuple[Path, dict[str, Any]]:
-    """(model folder, facts) of one model, or of a composite whose parts are fitted one after the other."""
+def _fit(bound: Bound, model: Any, job: _Job, split: SplitConfig) -> tuple[Path, dict[str, Any], Bound, dict[str, np.ndarray]]:
+    """(model folder, facts, the rows as they were learnt from, out-of-fold graph outputs) of one model, of a composite whose parts
+    are fitted one after the other, or of what a search among candidates found."""
+    from modelyard.verbs.train import candidates
+
+    if candidates.searches(model, bound, job.config.preset):
+        job.run.update(state="training", model={"model": [f"auto ({job.config.preset})"]}, data=_data(bound))
+        return candidates.search(bound, model, job, split)
+    if job.config.preset != "quick":
+        job.say(f"train.preset {job.config.preset} searches among models for tables with model: auto; here one model is fitted")
+    return *_fit_named(bound, model, job), bound, {}
+
+
+def _fit_named(bound: Bound, model: Any, job: _Job) -> tuple[Path, dict[str, Any]]:
     from modelyard.verbs.train import learner
 
     choice = learner.choose(model, bound.pipeline, bound.tasks, bound.rows["train"])
@@ -237,27 +254,48 @@ def _weights(bound: Bound) -> np.ndarray | None:
     return pl.concat([f.select(bound.weight) for f in frames])[bound.weight].cast(pl.Float64).to_numpy().astype(np.float32)
 
 
-def _judge(run: Run, folder: Path, bound: Bound, facts: dict[str, Any], judged_by: Any, lang: str, interrupted: bool) -> Trained:
-    """Metrics and report come from the saved model, loaded back."""
+def _judge(
+    job: _Job, folder: Path, bound: Bound, facts: dict[str, Any], judged_by: Any, lang: str, known: dict[str, np.ndarray],
+    validated: dict[str, Any],
+) -> Trained:
+    """Metrics and report come from the saved model, loaded back. Rows that it learnt from are judged by the out-of-fold outputs
+    `known` and stand as `valid`."""
     from modelyard.verbs.evaluate import Config as Judged
     from modelyard.verbs.evaluate import gates, judge
     from modelyard.verbs.report import write_report
 
-    judged_by = judged_by or Judged()
-
+    judged_by, run = judged_by or Judged(), job.run
     model = Model.load(folder, trust_code=True)
     parity = model.replay()
     splits = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height]
-    evaluation = judge(model, bound, splits or ["train"], judged_by.metrics, positive=judged_by.positive, costs=judged_by.costs)
-    metrics = evaluation.metrics()
+    if known:
+        bound, answers = _out_of_fold(bound, known, model)
+        splits = ["valid", *(s for s in splits if s != "valid")]
+    evaluation = judge(
+        model, bound, splits or ["train"], judged_by.metrics, positive=judged_by.positive, costs=judged_by.costs,
+        known={"valid": answers} if known else None,
+    )  # fmt: skip
+    metrics = {**evaluation.metrics(), **validated}
     gate = gates(metrics[next(s for s in ("test", "valid", "train") if s in metrics)], judged_by.gate)
     run.write("metrics.json", metrics)
     run.update(
-        state="interrupted" if interrupted else "finished", finished=now(), version=model.version, parity=parity.to_json(),
-        training=facts["training"], promises=facts.get("promises"), model=_about(model, facts), data=_data(bound), facts={"version": model.version}, gate=gate,
+        state="interrupted" if job.stop.is_set() else "finished", finished=now(), version=model.version, parity=parity.to_json(),
+        training=facts["training"], model=_about(model, facts), data=_data(bound), facts={"version": model.version}, gate=gate,
+        **{k: facts[k] for k in ("leaderboard", "promises") if k in facts},
     )  # fmt: skip
     write_report(run.folder, evaluation.splits, lang=lang)
-    return Trained(run.folder, folder, metrics, bound.notes, gate, interrupted)
+    return Trained(run.folder, folder, metrics, bound.notes, gate, job.stop.is_set())
+
+
+def _out_of_fold(bound: Bound, known: dict[str, np.ndarray], model: Model) -> tuple[Bound, pl.DataFrame]:
+    """(bound with the rows that were held out as `valid`, their answers after the model's own steps)."""
+    from modelyard.runtime import post
+
+    held = ~np.isnan(next(iter(known.values()))[:, 0])
+    outputs = post.apply({key: value[held] for key, value in known.items()}, model.manifest["post"])
+    answers = pl.DataFrame(bound.pipeline.decode(outputs, {}))
+    valid = bound.splits["train"].filter(pl.Series(held))
+    return dataclasses.replace(bound, splits={**bound.splits, "valid": valid}), answers
 
 
 def _about(model: Model, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from modelyard import metrics as scoring
 from modelyard.errors import Problem, Unsupported
 from modelyard.runtime import post
 from modelyard.runtime.model import Model
-from modelyard.runtime.pipeline import Column
+from modelyard.runtime.pipeline import Column, Pipeline
 from modelyard.tasks._binding import Bound
 from modelyard.verbs.train.config import TrainConfig
 
@@ -113,6 +113,21 @@ def gather(model: Model, frame: pl.DataFrame) -> dict[str, Evidence]:
             raise Unsupported(f"{column.name}: answers of kind {column.kind} cannot be calibrated", "not yet")
         known = truth >= 0 if column.kind == "category" else np.isfinite(truth.reshape(len(truth), -1)).all(1)
         found[column.name] = Evidence(column, outputs[f"{column.name}.{part}"][known], truth[known])
+    return found
+
+
+def out_of_fold(pipeline: Pipeline, frame: pl.DataFrame, outputs: Mapping[str, np.ndarray]) -> dict[str, Evidence]:
+    """Evidence from graph outputs that models gave of rows they did not learn from; NaN where a row was never held out.
+
+    The model that is kept has seen all rows and errs a little less than these did, so its promises are kept or more than kept.
+    """
+    targets, found = pipeline.targets(frame, {}), {}
+    for column in pipeline.outputs:
+        part, _ = column.coder.head(column.state)
+        value = outputs[f"{column.name}.{part}"]
+        truth = next(np.asarray(v) for k, v in targets.items() if k.startswith(f"{column.name}."))
+        known = ~np.isnan(value[:, 0]) & (truth >= 0 if column.kind == "category" else np.isfinite(truth.reshape(len(truth), -1)).all(1))
+        found[column.name] = Evidence(column, value[known], truth[known])
     return found
 
 

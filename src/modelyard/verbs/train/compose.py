@@ -24,10 +24,10 @@ from modelyard.verbs.train.save import answered, write_examples
 
 def compose(
     target: Path, name: str, folders: Mapping[str, Path], rule: Mapping[str, Any], facts: dict[str, Any], bound: Bound | None = None,
-    config: TrainConfig | None = None,
+    config: TrainConfig | None = None, held: Mapping[str, calibrate.Evidence] | None = None,
 ) -> Path:
     """The composite of complete model folders, copied whole; its examples are the first part's, answered by all. With `bound` and
-    `config` the whole is calibrated and gives its promises as one model does.
+    `config` the whole is calibrated and gives its promises as one model does, on out-of-fold outputs `held` where there are any.
 
     Raises `ArtefactError` where the parts predict different things, `Unsupported` where their answers cannot be combined.
     """
@@ -48,7 +48,7 @@ def compose(
     }
     whole = Composite(target, manifest, pipeline, {}, "composite", "unsaved", list(parts.values()))
     if bound is not None and config is not None:
-        manifest["post"], told = calibrate.promise(whole, bound, config)
+        manifest["post"], told = calibrate.promise(whole, bound, config, held)
         manifest |= told
         facts |= told
     rows = json.loads((next(iter(folders.values())) / "examples.json").read_text(encoding="utf-8"))["rows"]

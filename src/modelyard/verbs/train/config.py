@@ -16,6 +16,13 @@ class TrainConfig:
 
     budget: Duration | None = None
     """Wall time for fitting, e.g. 5m; turned into a number of steps at the start, so that a resumed run is the same run."""
+    preset: Literal["quick", "balanced", "best"] = "quick"
+    """What `model: auto` does with tables: quick fits one family; balanced and best try many, judge each on rows it did not learn
+    from, and average the best (5 minutes and 20, unless budget says otherwise)."""
+    folds: Annotated[int, Between(2, 100)] | None = None
+    """Cross-validation: the whole training is repeated for so many folds before the model itself is fitted; split as data.split says."""
+    repeats: Annotated[int, Between(1, 100)] = 1
+    """How often cross-validation is repeated with other folds."""
     epochs: Annotated[int, Between(1)] | None = None
     """Passes over the training examples at most."""
     batch: Annotated[int, Between(1)] | None = None

@@ -176,5 +176,9 @@ def _wanted(choice: Choice, column: Column) -> list[str]:
         if column.kind == "number":
             return [getattr(module, "NUMBERS", "scaled")]
     else:
-        module = registry.load("nets", choice.nets[TABLE if column.rules.scalar else column.name]["name"])
+        net = choice.nets[TABLE if column.rules.scalar else column.name]
+        module = registry.load("nets", net["name"])
+        asked = module.encodings(net["config"]) if hasattr(module, "encodings") else {}
+        if column.kind in asked:
+            return [asked[column.kind]]
     return [e for e in module.ACCEPTS if e in column.rules.encodings]

@@ -35,6 +35,9 @@ Augment = Callable[[dict[str, torch.Tensor], np.ndarray, int], tuple[dict[str, t
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 3
 """`schedule: plateau`: the rate is cut to 0.3 after three epochs without a better validation loss."""
 
+MEMBERS = ":members"
+"""Ends the name of a training output `(B, M, …)` that holds the answers of an ensemble's M members beside their combination."""
+
 RESERVE = 0.1
 """Share of a time budget kept for saving and the final evaluation."""
 
@@ -86,11 +89,11 @@ def each(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(w·value_B, w·units_B) of each term: w is the example's weight times that of its class."""
     for term in terms:
-        output, target = outputs[term.head].float(), batch.targets[term.target]
+        target = batch.targets[term.target]
         mask = _mask(batch.targets, term.target)
-        value_B, weight_B = term.loss(output, target, mask, **term.options)
+        value_B, weight_B = _loss(term, outputs, target, mask)
         if mix is not None:
-            other_B, _ = term.loss(output, target[mix.partner_B], mask, **term.options)
+            other_B, _ = _loss(term, outputs, target[mix.partner_B], mask)
             value_B = mix.weight_B * value_B + (1 - mix.weight_B) * other_B
         importance_B = batch.weights_B
         if term.class_weights_K is not None:
@@ -99,6 +102,19 @@ def each(
         if importance_B is not None:
             value_B, weight_B = value_B * importance_B, weight_B * importance_B
         yield value_B, weight_B
+
+
+def _loss(
+    term: Term, outputs: Mapping[str, torch.Tensor], target: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(value_B, units_B) of one term; the mean over members where the net is an ensemble whose members are taught one by one."""
+    members = outputs.get(f"{term.head}{MEMBERS}")
+    if members is None:
+        return term.loss(outputs[term.head].float(), target, mask, **term.options)
+    count = members.shape[1]  # (B, M, …) to (B·M, …)
+    again = lambda x: None if x is None else x.repeat_interleave(count, 0)  # noqa: E731
+    value, weight = term.loss(members.float().flatten(0, 1), again(target), again(mask), **term.options)
+    return value.reshape(-1, count).mean(1), weight.reshape(-1, count).mean(1)
 
 
 def _mask(targets: Mapping[str, torch.Tensor], key: str) -> torch.Tensor | None:

@@ -36,8 +36,11 @@ def save(
     arrays: dict[str, np.ndarray],
     facts: dict[str, Any],
     config: TrainConfig | None = None,
+    rows: list[dict[str, Any]] | None = None,
+    held: Mapping[str, calibrate.Evidence] | None = None,
 ) -> Path:
-    """Make the model folder.
+    """Make the model folder; `rows` are the stored examples, chosen here where none are given, and `held` out-of-fold outputs to
+    calibrate on where there are no validation rows.
 
     `model` is the manifest's section (backend, net or estimator, program, params); `weights` a net's parameters, `arrays`
     an estimator's; `facts` what else the manifest tells (parents, metrics, training). With `config` what it asks for after training is
@@ -61,12 +64,11 @@ def save(
     }
     fitted = Model(folder, manifest, bound.pipeline, graphs, str(model["backend"]), "unsaved")
     if config is not None:
-        manifest["post"], told = calibrate.promise(fitted, bound, config)
+        manifest["post"], told = calibrate.promise(fitted, bound, config, held)
         manifest |= told
         facts |= told
     split = next((s for s in ("test", "valid", "train") if s in bound.splits and bound.splits[s].height), "train")
-    rows = example_rows(bound, fitted, split)
-    stored = answered(fitted, rows)
+    stored = answered(fitted, example_rows(bound, fitted, split) if rows is None else rows)
 
     def fill(target: Path) -> None:
         for file, content in (("model.safetensors", weights), ("arrays.safetensors", arrays), ("states.safetensors", states)):

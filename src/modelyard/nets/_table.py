@@ -1,0 +1,81 @@
+"""What the nets for tables share: embeddings of categories, and the ways in which numbers enter.
+
+Numbers come `plain`, or as periodic features with learned frequencies (Gorishniy et al. 2022, arXiv:2203.05556: a number x also
+enters as ReLU(W [sin 2πcx, cos 2πcx])), or as `bins`, the piecewise-linear encoding of the same paper, which the columns bring
+along (`kinds/_bins.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from modelyard.kinds._contract import Part
+
+
+class Columns(nn.Module):
+    """`numbers` (B, n) and `categories` (B, m) ids to one row of continuous features (B, width).
+
+    `chunks` are the widths of the columns' features in that row, in order.
+    """
+
+    def __init__(
+        self, parts: Mapping[str, Part], cardinalities: Sequence[int], *, frequencies: int = 0, embedding: int = 0, spread: float = 0.1
+    ) -> None:
+        """`embedding` 0 gives a category 1.6 · cardinality^0.56 numbers, 2 to 64 (the fastai rule); `frequencies` 0: plain numbers."""
+        super().__init__()
+        n = int(parts["numbers"].shape[0] or 0) if "numbers" in parts else 0
+        sizes = [embedding or min(64, max(2, round(1.6 * c**0.56))) for c in cardinalities]
+        self.tables = nn.ModuleList(nn.Embedding(c, d) for c, d in zip(cardinalities, sizes, strict=True))
+        for table in self.tables:
+            nn.init.normal_(table.weight, std=spread)  # type: ignore[arg-type]
+        self.periodic = Periodic(n, frequencies) if n and frequencies else None
+        self.chunks = [1] * n + ([self.periodic.out] * n if self.periodic else []) + sizes
+        self.columns_width = sum(self.chunks)
+
+    def embed(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`categories` as their embeddings side by side, (B, Σd)."""
+        if not len(self.tables):
+            return dict(inputs)
+        ids_Bm = inputs["categories"].long()
+        vectors = torch.cat([table(ids_Bm[:, i]) for i, table in enumerate(self.tables)], 1)
+        return {**inputs, "categories": vectors}
+
+    def row(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """(B, width) of embedded inputs."""
+        blocks = []
+        if "numbers" in inputs:
+            blocks.append(squash(inputs["numbers"]))
+            if self.periodic is not None:
+                blocks.append(self.periodic(inputs["numbers"]))
+        if "categories" in inputs:
+            blocks.append(inputs["categories"])
+        return torch.cat(blocks, 1)
+
+
+def squash(numbers: torch.Tensor) -> torch.Tensor:
+    """x up to 3 deviations, then its logarithm: a value 10,000 deviations out must not drown the others (it becomes 11)."""
+    size = numbers.abs()
+    return torch.where(size <= 3, numbers, numbers.sign() * (3 + torch.log(size.clamp_min(3) / 3)))
+
+
+class Periodic(nn.Module):
+    """`(B, n) -> (B, n · out)`: a small linear layer per number on its sines and cosines."""
+
+    out = 8
+
+    def __init__(self, n: int, frequencies: int) -> None:
+        super().__init__()
+        # deviation 0.1 keeps the functions smooth at the start (the paper tunes 0.01 … 1)
+        self.frequency = nn.Parameter(torch.randn(n, frequencies) * 0.1)
+        self.weight = nn.Parameter(torch.randn(n, 2 * frequencies, self.out) / math.sqrt(2 * frequencies))
+        self.bias = nn.Parameter(torch.zeros(n, self.out))
+
+    def forward(self, numbers_Bn: torch.Tensor) -> torch.Tensor:
+        """(B, n · out)."""
+        angle_Bnf = 2 * math.pi * self.frequency * numbers_Bn.clamp(-30, 30)[..., None]
+        waves = torch.cat([angle_Bnf.sin(), angle_Bnf.cos()], -1)
+        return torch.relu(torch.einsum("bnf,nfo->bno", waves, self.weight) + self.bias).flatten(1)

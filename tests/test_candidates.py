@@ -1,0 +1,209 @@
+"""Folds, ensembles and the search among candidates: nothing is judged on rows it learnt from, and what is saved answers as it was judged."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.datasets import load_breast_cancer
+from sklearn.model_selection import StratifiedKFold
+
+import modelyard as my
+from modelyard.data.folds import folds
+from modelyard.data.split import SplitConfig
+from modelyard.errors import DataError
+from modelyard.estimators import trees
+from modelyard.kinds._contract import Head
+from modelyard.runtime.model import Model
+from modelyard.verbs.train import cross_validation, ensemble
+
+CATEGORY = Head("y", "category", "logits", 3)
+NUMBER = Head("y", "number", "value", 1)
+
+
+@pytest.fixture(scope="module")
+def cancer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """569 tumours, 30 numbers (Wolberg 1993; scikit-learn's copy)."""
+    found = load_breast_cancer()
+    frame = pl.DataFrame({n.replace(" ", "_"): found.data[:, i] for i, n in enumerate(found.feature_names[:10])})
+    frame = frame.with_columns(patient=pl.Series([f"p{i % 190}" for i in range(frame.height)]), kind=pl.Series(found.target_names[found.target]))
+    path = tmp_path_factory.mktemp("cancer") / "cancer.csv"
+    frame.write_csv(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+# -- folds ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [97, 400])
+def test_every_row_is_held_out_once_and_labels_are_spread(rows: int) -> None:
+    labels = np.random.default_rng(0).choice(["a", "b", "c"], rows, p=[0.6, 0.3, 0.1])
+    made = folds(pl.DataFrame({"y": labels}), SplitConfig(), ["y"], 5, seed=3)
+    assert np.array_equal(np.sort(np.concatenate([held for _, held in made])), np.arange(rows))
+    assert all(not set(learnt) & set(held) and len(learnt) + len(held) == rows for learnt, held in made)
+    ours = [[int((labels[held] == k).sum()) for k in "abc"] for _, held in made]
+    theirs = [[int((labels[held] == k).sum()) for k in "abc"] for _, held in StratifiedKFold(5).split(labels, labels)]
+    assert np.ptp(ours, axis=0).max() <= max(2, np.ptp(theirs, axis=0).max())
+    again = folds(pl.DataFrame({"y": labels}), SplitConfig(), ["y"], 5, seed=3)
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(made, again, strict=True))
+    other = folds(pl.DataFrame({"y": labels}), SplitConfig(), ["y"], 5, seed=4)
+    assert any(not np.array_equal(a[1], b[1]) for a, b in zip(made, other, strict=True))
+
+
+def test_numbers_are_spread_over_folds() -> None:
+    y = np.random.default_rng(1).lognormal(0, 2, 400)
+    means = [np.log(y[held]).mean() for _, held in folds(pl.DataFrame({"y": y}), SplitConfig(), ["y"], 8)]
+    assert np.ptp(means) < 0.1  # at random it is about 0.8
+
+
+def test_groups_stay_together_and_folds_are_even() -> None:
+    group = np.random.default_rng(2).integers(0, 37, 500)
+    made = folds(pl.DataFrame({"g": group}), SplitConfig(by="g"), [], 5)
+    assert all(not set(group[learnt]) & set(group[held]) for learnt, held in made)
+    sizes = [len(held) for _, held in made]
+    assert sum(sizes) == 500 and max(sizes) - min(sizes) <= 20
+    with pytest.raises(DataError, match="at most 3"):
+        folds(pl.DataFrame({"g": [1, 2, 3, 1]}), SplitConfig(by="g"), [], 5)
+
+
+def test_time_never_learns_from_what_follows() -> None:
+    when = np.random.default_rng(3).permutation(60)
+    made = folds(pl.DataFrame({"t": when}), SplitConfig(time="t"), [], 4)
+    assert all(when[learnt].max() < when[held].min() for learnt, held in made)
+    assert [len(learnt) for learnt, _ in made] == [12, 24, 36, 48]
+
+
+# -- ensembles --------------------------------------------------------------------------------------------------------------
+
+
+def test_selection_is_at_least_the_best_single_model_and_near_the_best_weights() -> None:
+    random = np.random.default_rng(4)
+    truth = ensemble.Truth(NUMBER, random.normal(size=2000))
+    noise = random.normal(size=(3, 2000)) * np.array([[0.5], [0.6], [2.0]])
+    library = [{"y.value": (truth.target + n)[:, None]} for n in noise]
+    weights = ensemble.select([truth], library)
+    assert math.isclose(sum(weights), 1.0)
+    mixed = ensemble.total([truth], ensemble.blend(library, weights))
+    assert mixed < min(ensemble.total([truth], one) for one in library)
+    # independent errors: the best weights are proportional to 1 / variance
+    best = np.array([1 / 0.25, 1 / 0.36, 1 / 4.0])
+    assert np.abs(np.array(weights) - best / best.sum()).max() < 0.06
+
+
+def test_losses_are_those_of_scikit_learn() -> None:
+    from sklearn.metrics import log_loss, mean_squared_error
+
+    random = np.random.default_rng(5)
+    logits, y, w = random.normal(size=(50, 3)).astype(np.float32), random.integers(0, 3, 50), random.random(50)
+    found = ensemble.loss(ensemble.Truth(CATEGORY, y, w), ensemble.answers(CATEGORY, logits))
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert found == pytest.approx(log_loss(y, p / p.sum(1, keepdims=True), sample_weight=w), abs=1e-6)
+    value = random.normal(size=(50, 1)).astype(np.float32)
+    assert ensemble.loss(ensemble.Truth(NUMBER, y.astype(float)), value) == pytest.approx(mean_squared_error(y, value[:, 0]), abs=1e-6)
+
+
+def test_joined_trees_are_the_mean_of_their_outputs() -> None:
+    random = np.random.default_rng(6)
+    x = {"table.numbers": random.normal(size=(300, 4)).astype(np.float32), "table.categories": random.integers(0, 5, (300, 1)).astype(np.int32)}
+    y = {"y.index": (x["table.numbers"][:, 0] + x["table.categories"][:, 0] > 2).astype(np.int64) + (x["table.numbers"][:, 1] > 1)}
+    config = trees.Config(trees=20, bags=1)
+    states = [trees.fit(x, y, [CATEGORY], config, seed=s) for s in range(3)]
+    mean = np.mean([trees.apply(x, s)["y.logits"] for s in states], axis=0)
+    assert np.abs(trees.apply(x, trees.join(states))["y.logits"] - mean).max() < 1e-6
+
+
+# -- the search -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_search_is_a_model_whose_stored_weights_and_scores_are_those_of_the_leaderboard(cancer: Path) -> None:
+    model = {"name": "auto", "candidates": ["linear", {"name": "trees", "trees": 60, "bags": 1}, {"name": "k-means"}]}
+    done = my.train(
+        data={"path": str(cancer), "target": "kind", "ignore": "patient"}, model=model, train={"preset": "balanced", "budget": "60s"}
+    )
+    run = json.loads((done.run / "run.json").read_text(encoding="utf-8"))
+    board = run["leaderboard"]
+    assert [e["model"] for e in board if "reason" in e] == ["02-k-means"] and "cluster" in board[-1]["reason"]
+    scored = [e for e in board if "scores" in e]
+    assert {e["settings"].get("trees") for e in scored} == {None, 60} and sorted(e["loss"] for e in scored) == [e["loss"] for e in scored]
+    whole = Model.load(done.model)
+    assert whole.replay().ok
+    parts = whole.manifest["model"].get("parts", [])
+    weights = {e["model"]: e["weight"] for e in scored if e["weight"]}
+    assert math.isclose(sum(weights.values()), 1, abs_tol=1e-3) and (not parts or set(parts) == set(weights))
+    # valid is judged out of fold: all rows but the test rows, and worse than the model's own answers to rows it learnt from
+    assert run["data"]["rows"]["valid"] == run["data"]["rows"]["train"] == 569 - run["data"]["rows"]["test"]
+    frame = pl.read_csv(cancer)
+    own = whole.predict(frame.drop("kind")).columns["kind"]
+    assert (own == frame["kind"]).mean() > done.metrics["valid"]["accuracy"]["value"] > 0.9
+    # judged again it does not score the rows that it learnt from
+    assert set(my.evaluate(str(done.run)).metrics) == {"test"}
+
+
+def test_an_interrupted_search_goes_on_with_the_candidates_it_had(cancer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {
+        "data": {"path": str(cancer), "target": "kind", "ignore": "patient"}, "train": {"preset": "balanced", "budget": "60s"},
+        "model": {"name": "auto", "candidates": [{"name": "trees", "trees": 40, "bags": 1}, "linear"]},
+    }  # fmt: skip
+    from modelyard.estimators import linear
+
+    fits: list[str] = []
+    real_trees, real_linear = trees.fit, linear.fit
+    monkeypatch.setattr(trees, "fit", lambda *a, **k: fits.append("trees") or real_trees(*a, **k))
+
+    def killed(*a: object, **k: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(linear, "fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        my.train(**settings)
+    assert len(fits) == 5
+    monkeypatch.setattr(linear, "fit", real_linear)
+    done = my.train(**settings, resume=True)
+    assert len(fits) == 5 and Model.load(done.model).replay().ok
+    board = json.loads((done.run / "run.json").read_text(encoding="utf-8"))["leaderboard"]
+    assert {e["model"] for e in board if "scores" in e} == {"00-trees", "01-linear"}
+
+
+# -- cross-validation -------------------------------------------------------------------------------------------------------
+
+
+def test_cross_validation_refits_everything_and_reports_mean_interval_and_spread(cancer: Path) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    done = my.train(
+        data={"path": str(cancer), "target": "kind", "ignore": "patient"}, model={"name": "linear", "c": 1.0}, train={"folds": 5, "repeats": 2}
+    )
+    found = done.metrics["folds"]["accuracy"]
+    assert len(found["scores"]) == 10 and found["value"] == pytest.approx(np.mean(found["scores"]), abs=1e-6)
+    assert found["spread"] == pytest.approx(np.std(found["scores"], ddof=1), abs=1e-5)
+    frame = pl.read_csv(cancer)
+    x, y = frame.drop("kind", "patient").to_numpy(), frame["kind"].to_numpy()
+    theirs = cross_val_score(make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)), x, y, cv=StratifiedKFold(5, shuffle=True, random_state=0))
+    assert abs(found["value"] - theirs.mean()) < 0.015
+    assert {"valid", "test", "folds"} == set(done.metrics) and not (done.run / "fold").exists()
+
+
+def test_the_interval_is_that_of_nadeau_and_bengio() -> None:
+    scores = [{"rmse": {"value": v, "better": "lower"}} for v in (1.0, 2.0, 4.0, 5.0)]
+    found = cross_validation.summary(scores, 0.25)["rmse"]
+    spread = math.sqrt(sum((v - 3) ** 2 for v in (1, 2, 4, 5)) / 3)
+    reach = 3.182446305 * spread * math.sqrt(1 / 4 + 0.25)
+    assert found["value"] == 3 and found["high"] == pytest.approx(3 + reach) and found["low"] == pytest.approx(3 - reach)
+
+
+def test_groups_are_kept_apart_in_cross_validation(cancer: Path) -> None:
+    data = {"path": str(cancer), "target": "kind", "split": {"by": "patient"}}
+    done = my.train(data=data, model={"name": "linear", "c": 1.0}, train={"folds": 3})
+    assert len(done.metrics["folds"]["accuracy"]["scores"]) == 3
