@@ -32,8 +32,9 @@ from modelyard.runtime.pipeline import Pipeline, dense
 from modelyard.store import checkpoint
 from modelyard.store.state import pack, restore
 from modelyard.tasks._binding import Bound
-from modelyard.verbs.train import ensemble, learner
+from modelyard.verbs.train import calibrate, ensemble, learner, monotone
 from modelyard.verbs.train.ensemble import Truth
+from modelyard.verbs.train.weights import row_weights
 
 if TYPE_CHECKING:
     from modelyard.data.split import SplitConfig
@@ -272,13 +273,15 @@ def _fit_estimator(found: Search, candidate: Candidate, choice: learner.Choice, 
     candidate.pipeline = pipeline
     heads, rows, seed = pipeline.heads(), found.rows, found.job.config.seed
     states: list[Any] = []
+    more, heavy = monotone.options(choice, pipeline), row_weights(found.job.config, pipeline, targets, rows.weights)
 
     def fit(index: np.ndarray, held: np.ndarray | None, seconds: float) -> Any:
-        weights = None if rows.weights is None else rows.weights[index]
+        weights = None if heavy is None else heavy[index]
         valid = None if held is None else (_some(inputs, held), _some(targets, held))
         return module.fit(
-            _some(inputs, index), _some(targets, index), heads, choice.config, weights=weights, valid=valid, seed=seed, budget_s=seconds
-        )
+            _some(inputs, index), _some(targets, index), heads, choice.config, weights=weights, valid=valid, seed=seed, budget_s=seconds,
+            **more,
+        )  # fmt: skip
 
     def one(index: np.ndarray, held: np.ndarray, seconds: float) -> Callable[[dict[str, Array]], dict[str, np.ndarray]]:
         states.append(fit(index, held, seconds))
@@ -479,6 +482,10 @@ def _finish(
     facts = {"training": {"seconds": seconds, "candidates": len(tried)}, "seed": found.job.config.seed, "out_of_fold": True}
     chosen = [c for c in usable if c.weight > 0]
     parts = [(c, m, f"{c.label}.{i}" if len(c.members) > 1 else c.label) for c in chosen for i, m in enumerate(c.members)]
+    config, frame = found.job.config, found.rows.bound.splits["train"]
+    fitted = chosen[0].pipeline
+    assert fitted is not None
+    held = calibrate.out_of_fold(fitted, frame, outputs) if calibrate.wanted(config) else None
     folders: dict[str, Path] = {}
     rows: list[dict[str, Any]] | None = None
     for candidate, member, label in parts:
@@ -486,13 +493,15 @@ def _finish(
         own = dataclasses.replace(found.rows.bound, pipeline=candidate.pipeline)
         target = run.model if len(parts) == 1 else run.folder / "parts" / label
         if not (target / "manifest.json").is_file():
-            save(target, name, own, member.section, member.graphs, member.parameters, member.arrays, facts, rows=rows)
+            whole = config if len(parts) == 1 else None  # of several the composite is calibrated, not its parts
+            save(target, name, own, member.section, member.graphs, member.parameters, member.arrays, facts, whole, rows, held)
         if rows is None:
             rows = stored_rows(target)
         folders[label] = target
     folder = run.model
     if len(parts) > 1:
-        folder = compose(run.model, name, folders, _spread(rule, [len(c.members) for c in chosen]), facts)
+        rule = _spread(rule, [len(c.members) for c in chosen])
+        folder = compose(run.model, name, folders, rule, facts, found.rows.bound, config, held)
     first = parts[0][0]
     assert first.pipeline is not None
     facts["leaderboard"] = leaderboard(found, tried, first.pipeline)
@@ -515,7 +524,7 @@ def _distilled(
         "training": {"seconds": time.monotonic() - found.began, "candidates": len(tried)}, "seed": found.job.config.seed, "out_of_fold": True,
         "distilled_from": [c.label for c in tried if c.weight > 0],
     }  # fmt: skip
-    folder = save(found.job.run.model, found.job.name, own, section, graphs, parameters, arrays, facts)
+    folder = save(found.job.run.model, found.job.name, own, section, graphs, parameters, arrays, facts, found.job.config)
     facts["leaderboard"] = leaderboard(found, tried, own.pipeline)
     return folder, facts, own, {}
 
