@@ -31,10 +31,12 @@ class Config:
     """Widths of the hidden layers."""
     dropout: Annotated[float, Between(0, 0.95)] = 0.1
     """Share of hidden units dropped while training."""
-    numbers: Literal["plain", "periodic", "bins"] = "periodic"
+    numbers: Literal["plain", "periodic", "bins"] = "bins"
     """How numbers enter: as they are, with periodic features beside them, or as shares of quantile bins."""
     frequencies: Annotated[int, Between(0)] = 16
     """Periodic features per number."""
+    filled: Annotated[int, Between(0)] = 0
+    """Width to which a linear layer brings the bins of each column; 0 leaves them as they are."""
     embedding: Annotated[int, Between(0)] = 0
     """Width of a category's embedding; 0 chooses 1.6 · cardinality^0.56, at most 64 (the fastai rule)."""
 
@@ -48,8 +50,8 @@ class Encoder(Columns):
     """`numbers` (B, n) float and `categories` (B, m) ids to features (B, D)."""
 
     def __init__(self, config: Config, parts: Mapping[str, Part], *, cardinalities: Sequence[int] = ()) -> None:
-        frequencies = config.frequencies if config.numbers == "periodic" else 0
-        super().__init__(parts, cardinalities, frequencies=frequencies, embedding=config.embedding)
+        ways = {"periodic": {"frequencies": config.frequencies}, "bins": {"filled": config.filled}}.get(config.numbers, {})
+        super().__init__(parts, cardinalities, embedding=config.embedding, **ways)
         layers: list[nn.Module] = []
         width = self.columns_width
         for hidden in config.hidden:
