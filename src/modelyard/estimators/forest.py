@@ -37,6 +37,9 @@ AT_ONCE = 20
 SMALLEST = 1e-7
 """Probabilities are kept from zero and one by this before their logarithm: float32 has 1e-7 around one."""
 
+RESOURCE = "trees"
+"""Setting that says how long to fit: what successive halving cuts."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
