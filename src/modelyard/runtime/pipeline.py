@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -180,8 +181,9 @@ class Pipeline:
     def parts(self) -> dict[str, dict[str, Part]]:
         """What a network is built from: parts by input name; all scalars as `table`."""
         found = {c.name: c.coder.parts(c.state) for c in self.inputs if not c.rules.scalar}
-        n, cardinalities = len(self.numbers()), self.cardinalities()
-        table = {"numbers": Part((n,), "float32")} if n else {}
+        groups = [len(list(same)) for _, same in itertools.groupby(self.numbers())]
+        cardinalities = self.cardinalities()
+        table = {"numbers": Part((sum(groups),), "float32", groups=tuple(groups))} if groups else {}
         if cardinalities:
             table["categories"] = Part((len(cardinalities),), "int32", max(cardinalities))
         return ({TABLE: table} if table else {}) | found

@@ -19,6 +19,11 @@ class TrainConfig:
     preset: Literal["quick", "balanced", "best"] = "quick"
     """What `model: auto` does with tables: quick fits one family; balanced and best try many, judge each on rows it did not learn
     from, and average the best (5 minutes and 20, unless budget says otherwise)."""
+    ensemble: Literal["select", "stack", "mean", "vote", "single"] = "select"
+    """How a search combines its candidates: the weighted mean that greedy selection finds, a linear model over their answers, the mean
+    or the vote of the five best, or the best one alone."""
+    distil: str | dict[str, Any] | None = None
+    """A model (`trees`, `{name: linear, …}`) that learns the answers of the whole of a search and is saved in its place: one small model."""
     folds: Annotated[int, Between(2, 100)] | None = None
     """Cross-validation: the whole training is repeated for so many folds before the model itself is fitted; split as data.split says."""
     repeats: Annotated[int, Between(1, 100)] = 1
@@ -49,6 +54,8 @@ class TrainConfig:
     """`standard`, `none`, or a map of image operations (crop, flip, rotate, cutout …)."""
     mixup: Annotated[float, Between(0, 10)] | None = None
     """alpha of Beta(alpha, alpha) for mix-up of images; 0 is off."""
+    output_weights: dict[str, Annotated[float, Between(0, 1e6)]] | None = None
+    """output → weight of its loss in a net with several outputs; those not named weigh 1."""
     class_weights: Literal["balanced"] | dict[str, float] | None = None
     """balanced, or label → weight: rare labels count more in the loss. Estimators weigh the rows of the label."""
     loss: Literal["focal"] | None = None

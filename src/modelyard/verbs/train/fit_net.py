@@ -15,7 +15,7 @@ import torch
 
 from modelyard import registry, settings
 from modelyard.data.batches import Batches
-from modelyard.errors import ConfigError, Unsupported
+from modelyard.errors import ConfigError, Problem, Unsupported
 from modelyard.kinds._contract import Array, take
 from modelyard.nets import _network
 from modelyard.runtime.pipeline import Pipeline
@@ -84,6 +84,10 @@ def fit(
     if config.dropout and "nets" in spec:
         spec["fusion"] = {**spec["fusion"], "dropout": config.dropout}
     heads = pipeline.heads()
+    if unknown := sorted(set(config.output_weights or {}) - {h.output for h in heads}):
+        allowed = ", ".join(h.output for h in heads)
+        details = [Problem(f"is no output; expected {allowed}", f"train.output_weights.{name}") for name in unknown]
+        raise ConfigError(f"train.output_weights names {', '.join(unknown)}", details)
     network = _network.build(
         spec, pipeline.parts(), pipeline.cardinalities(), heads, seed=config.seed, statistics=statistics(pipeline), trust_code=True
     )
@@ -125,7 +129,7 @@ def term(pipeline: Pipeline, task: Task, output: str, key: str, config: TrainCon
         options["label_smoothing"] = config.label_smoothing
     weights_K = class_weights(config, column, targets.get(f"{output}.{chosen.target}"))
     weights = None if weights_K is None else torch.tensor(weights_K, dtype=torch.float32)
-    return Term(key, f"{output}.{chosen.target}", registry.load("losses", name).loss, options, 1.0, weights)
+    return Term(key, f"{output}.{chosen.target}", registry.load("losses", name).loss, options, (config.output_weights or {}).get(output, 1.0), weights)
 
 
 def augmentation(config: TrainConfig, pipeline: Pipeline) -> Augment | None:
