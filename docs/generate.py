@@ -130,6 +130,7 @@ def _without_flags(text: str) -> str:
 
 RESULTS: dict[str, tuple[str, ...]] = {
     "train": ("modelyard.verbs.train:Trained",),
+    "tune": ("modelyard.verbs.tune:Tuned",),
     "predict": ("modelyard.verbs.predict:Predicted",),
     "evaluate": ("modelyard.verbs.evaluate:Evaluated",),
     "report": ("modelyard.verbs.report:Written",),
@@ -142,7 +143,7 @@ RESULTS: dict[str, tuple[str, ...]] = {
     "doctor": ("modelyard.verbs.doctor:Findings",),
 }
 """What each verb returns (`serve` prints one line and does not end)."""
-LEFT_OUT = {"train": ("gate", "interrupted"), "run": ("seconds",)}
+LEFT_OUT = {"tune": ("gate", "interrupted"), "train": ("gate", "interrupted"), "run": ("seconds",)}
 """Fields that a verb keeps to itself; `tests/test_docs.py` compares this page with what the commands print."""
 
 

@@ -29,7 +29,7 @@ SIDEWAYS = {
 
 VERB_EDGES = {
     ("train", "evaluate"), ("train", "report"), ("train", "plan"), ("evaluate", "report"), ("evaluate", "train"), ("plan", "train"),
-    ("init", "check"), ("export", "train"), ("predict", "train"),
+    ("tune", "train"), ("tune", "evaluate"), ("init", "check"), ("export", "train"), ("predict", "train"),
 }  # fmt: skip
 """verb → verb, each through a public function. evaluate → train: a tuned threshold saves its child as training does.
 plan → train: the plan sizes what train would build."""
@@ -117,7 +117,7 @@ def test_no_drawer_of_helpers() -> None:
 def test_public_surface_is_pinned() -> None:
     assert sorted(modelyard.__all__) == [
         "Model", "ModelyardError", "Project", "__version__", "check", "doctor", "evaluate", "export", "init", "load", "load_model",
-        "plan", "predict", "project", "report", "run", "runs", "serve", "train",
+        "plan", "predict", "project", "report", "run", "runs", "serve", "train", "tune",
     ]  # fmt: skip
     for name in modelyard.__all__:
         assert getattr(modelyard, name) is not None
@@ -132,7 +132,7 @@ def test_lazy_start(start: str) -> None:
 
 def test_core_modules_import_without_the_extras() -> None:
     """Everything but nets, losses and what trains them imports when no extra is installed."""
-    blocked = ["torch", "lightgbm", "sklearn", "scipy", "onnx", "onnxscript", "pyarrow", "pandas", "matplotlib", "safetensors"]
+    blocked = ["torch", "lightgbm", "sklearn", "scipy", "onnx", "onnxscript", "pyarrow", "pandas", "optuna", "matplotlib", "safetensors"]
     skip = (
         "nets.",
         "losses.",
@@ -189,7 +189,7 @@ def test_nothing_of_this_machine_is_in_the_repository() -> None:
 
 
 @pytest.mark.parametrize(
-    "group", ["kinds", "tasks", "nets", "estimators", "losses", "metrics", "runtime/programs", "runtime/backends", "data/frames", "verbs"]
+    "group", ["kinds", "tasks", "nets", "estimators", "losses", "metrics", "runtime/programs", "runtime/backends", "data/frames", "verbs", "verbs/tune"]
 )
 def test_every_name_has_a_sentence(group: str) -> None:
     for name in registry.names(group):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from modelyard.runtime.model import Model
 
     train: Any
+    tune: Any
     predict: Any
     evaluate: Any
     report: Any
@@ -37,7 +38,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Model", "ModelyardError", "Project", "__version__", "check", "doctor", "evaluate", "export", "init", "load",
-    "load_model", "plan", "predict", "project", "report", "run", "runs", "serve", "train",
+    "load_model", "plan", "predict", "project", "report", "run", "runs", "serve", "train", "tune",
 ]  # fmt: skip
 
 _PLACES = {
@@ -49,7 +50,7 @@ _PLACES = {
     "project": "modelyard.project",
     "serve": "modelyard.verbs.serve:serve",  # a context manager: the verb itself would not return
 }
-_VERBS = ("check", "doctor", "evaluate", "export", "init", "plan", "predict", "report", "run", "runs", "train")
+_VERBS = ("check", "doctor", "evaluate", "export", "init", "plan", "predict", "report", "run", "runs", "train", "tune")
 
 
 def __getattr__(name: str) -> Any:

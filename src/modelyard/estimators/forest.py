@@ -11,6 +11,7 @@ along that order); missing numbers go to the side that loses less.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,9 @@ AT_ONCE = 20
 SMALLEST = 1e-7
 """Probabilities are kept from zero and one by this before their logarithm: float32 has 1e-7 around one."""
 
+RESOURCE = "trees"
+"""Setting that says how long to fit: what successive halving cuts."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -48,7 +52,7 @@ class Config:
     features: Annotated[float, Between(0.001, 1)] | Literal["auto"] = "auto"
     """Share of the columns that each split may choose from; auto: the square root of their number for labels, half of them for numbers."""
     min_leaf: Annotated[int, Between(1)] | Literal["auto"] = "auto"
-    """Rows of a leaf at least; auto: 5 for labels, 2 for numbers."""
+    """Rows of a leaf at least; auto: 2 for numbers; for labels one in 500 of the rows, from 1 to 10."""
     categories: Literal["order", "indicators", "ids"] = "order"
     """How categories enter: ordered by mean target, one column for each value, or as ids by frequency."""
 
@@ -180,9 +184,9 @@ def _fitted(
 
     extra, number = config.variant == "extra", head.kind == "number"
     share: Any = config.features if config.features != "auto" else 0.5 if number else "sqrt"
-    least = int(config.min_leaf) if config.min_leaf != "auto" else 2 if number else 5
-    if config.min_leaf == "auto" and len(x) < 500:  # five rows are a lot of a few dozen
-        least = 1 if len(x) < 50 else 2
+    least = int(config.min_leaf) if config.min_leaf != "auto" else min(10, max(1, len(x) // 500))
+    if config.min_leaf == "auto" and number:
+        least = min(2, least)
     model = (ExtraTreesRegressor if extra else RandomForestRegressor)(
         0, bootstrap=drawn or not extra, max_features=share, min_samples_leaf=max(least, len(x) // LEAVES), warm_start=True, random_state=seed,
         n_jobs=-1 if x.size > 50_000 else None,
@@ -252,28 +256,21 @@ def join(states: list[State]) -> State:
     first = states[0]
     joined = State(first.numbers, kinds=dict(first.kinds))
     for key in first.forests:
-        forests = []
-        start = 0
+        forests, start = [], 0
+        width = max(state.tables[key].shape[1] for state in states)
         for state in states:
             f = state.forests[key]
             mine = np.where(f.feature >= first.numbers, f.feature + start, f.feature).astype(np.int32)
-            forests.append(Forest(**{**_fields(f), "feature": mine, "value": f.value if len(f.leaves) else f.value / len(states)}))
-            forests[-1].leaves = f.leaves / len(states)
+            value = f.value if len(f.leaves) else f.value / len(states)
+            forests.append(dataclasses.replace(f, feature=mine, value=value, leaves=f.leaves / len(states)))
             start += len(state.sources[key])
-        forest = _forest.join(forests, len(first.forests[key].base))
-        forest.base = np.mean([state.forests[key].base for state in states], axis=0)
-        width = max(state.tables[key].shape[1] for state in states)
-        # ids beyond a state's own table share its last entry
-        wide = [np.pad(s.tables[key], ((0, 0), (0, width - s.tables[key].shape[1])), "edge") if len(s.tables[key]) else s.tables[key].reshape(0, width) for s in states]
-        joined.forests[key], joined.tables[key] = forest, np.concatenate(wide)
+        joined.forests[key] = _forest.join(forests, len(first.forests[key].base))
+        joined.forests[key].base = np.mean([state.forests[key].base for state in states], axis=0)
         joined.sources[key] = np.concatenate([state.sources[key] for state in states])
+        # ids beyond a state's own table share its last entry
+        wide = [np.pad(s.tables[key], ((0, 0), (0, width - s.tables[key].shape[1])), "edge") for s in states if len(s.tables[key])]
+        joined.tables[key] = np.concatenate(wide) if wide else first.tables[key]
     return joined
-
-
-def _fields(forest: Forest) -> dict[str, Any]:
-    from dataclasses import fields
-
-    return {f.name: getattr(forest, f.name) for f in fields(forest)}
 
 
 def graph(state: State, inputs: Mapping[str, Part]) -> Any:
@@ -320,7 +317,8 @@ def graph(state: State, inputs: Mapping[str, Part]) -> Any:
         node("Add", [total, constant(f"base{i}", forest.base, np.float64)], mean)
         answer = mean
         if kind != "number":
-            p = node("Min", [node("Max", [mean, constant(f"least{i}", SMALLEST, np.float64)], f"above{i}"), constant(f"most{i}", 1 - SMALLEST, np.float64)], f"p{i}")
+            above = node("Max", [mean, constant(f"least{i}", SMALLEST, np.float64)], f"above{i}")
+            p = node("Min", [above, constant(f"most{i}", 1 - SMALLEST, np.float64)], f"p{i}")
             not_p = node("Sub", [constant(f"one{i}", 1.0, np.float64), p], f"not{i}")
             if kind == "label-set":
                 p = node("Div", [p, not_p], f"odds{i}")
@@ -335,4 +333,4 @@ def graph(state: State, inputs: Mapping[str, Part]) -> Any:
 def _numbered(forest: Forest) -> Forest:
     """The forest whose tree t adds the number of its leaf to column t."""
     trees = len(forest.roots)
-    return Forest(**{**_fields(forest), "column": np.arange(trees, dtype=np.int32), "base": np.zeros(trees), "leaves": np.zeros((0, 0))})
+    return dataclasses.replace(forest, column=np.arange(trees, dtype=np.int32), base=np.zeros(trees), leaves=np.zeros((0, 0)))

@@ -25,6 +25,9 @@ ACCEPTS = ("table",)
 NUMBERS = "raw"
 KINDS = ("category", "label-set", "number")
 
+RESOURCE = "trees"
+"""Setting that says how long to fit: what successive halving cuts."""
+
 SMALL = 500
 """Training rows below which no bag holds rows out: a tenth of fewer is too noisy to stop on."""
 

@@ -110,6 +110,8 @@ class Part:
     dtype: str
     cardinality: int | None = None
     """Values are ids in `[0, cardinality)`; None for measurements."""
+    groups: tuple[int, ...] = ()
+    """Of `table.numbers`: how many of its values belong together, in order (the bins of a column); empty: each stands alone."""
 
     @property
     def ragged(self) -> bool:

@@ -1,7 +1,8 @@
 """A model made of models: complete folders under `parts/`, each fed the raw examples, and a rule that combines their answers.
 
-`mean` averages probabilities (and numbers), `weights` does so with stored weights, `vote` counts labels. Every part keeps
-its own encodings, because raw rows are the currency between models.
+`mean` averages probabilities (and numbers), `weights` does so with stored weights, `vote` counts labels, `stack` is a linear model
+over the parts' graph outputs (Σ_p w_p z_p + b for each output). Every part keeps its own encodings, because raw rows are the
+currency between models.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from modelyard.runtime.model import Model
 from modelyard.runtime.pipeline import Column, Encoded, Pipeline
 
 RULES = ("mean", "weights", "vote")
+"""What a project file may ask for by name; `stack` needs out-of-fold answers, so a search makes it (`train.ensemble: stack`)."""
 SMALLEST = 1e-7
 """Probabilities are kept from zero before their logarithm is taken: float32 has 1e-7 around one."""
 
@@ -62,13 +64,17 @@ class Composite(Model):
 def combine(found: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[Column], rule: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Graph outputs of the whole from those of the parts."""
     name = rule["combine"]
-    weights_P = np.asarray(rule.get("weights") or np.ones(len(found)), np.float64)
+    weights_P = np.asarray(rule.get("weights") or np.ones(len(found)), np.float64)  # a stack has weights of its own
     weights_P = weights_P / weights_P.sum()
     out = {}
     for column in outputs:
         part, _ = column.coder.head(column.state)
         key = f"{column.name}.{part}"
         stacked = np.stack([f[key].astype(np.float64) for f in found])
+        if name == "stack":
+            learnt = rule["stack"][key]
+            out[key] = (np.tensordot(np.asarray(learnt["weights"]), stacked, 1) + np.asarray(learnt["shifts"])).astype(np.float32)
+            continue
         if part == "logits":
             scores = np.stack([_scores(s, column.kind, name == "vote") for s in stacked])
             mean = np.tensordot(weights_P, scores, 1).clip(SMALLEST, 1 - SMALLEST)

@@ -157,15 +157,15 @@ class Pipeline:
     def parts(self) -> dict[str, dict[str, Part]]:
         """What a network is built from: parts by input name; all scalars as `table`."""
         found: dict[str, dict[str, Part]] = {}
-        n = 0
+        groups: list[int] = []
         cardinalities = self.cardinalities()
         for column in self.inputs:
             parts = column.coder.parts(column.state)
             if column.rules.scalar:
-                n += sum(int(np.prod([s or 1 for s in p.shape])) for p in parts.values() if p.cardinality is None)
+                groups += [int(np.prod([s or 1 for s in p.shape])) for p in parts.values() if p.cardinality is None]
             else:
                 found[column.name] = parts
-        table = {"numbers": Part((n,), "float32")} if n else {}
+        table = {"numbers": Part((sum(groups),), "float32", groups=tuple(groups))} if groups else {}
         if cardinalities:
             table["categories"] = Part((len(cardinalities),), "int32", max(cardinalities))
         return ({TABLE: table} if table else {}) | found

@@ -7,7 +7,7 @@ the runtime's pipeline, and nothing above.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,6 @@ class Bound:
     frame: dict[str, Any]
     set_aside: list[SetAside]
     notes: list[str]
-    raw: dict[str, pl.DataFrame] = field(default_factory=dict)
-    """The rows before checking, as they came, for stored examples."""
     carried: tuple[str, ...] = ()
     weight: str | None = None
     """Carried column with the weight of each example."""
@@ -121,21 +119,19 @@ def bind(
         _roles(config, list(roles), framed, source, mistakes)
     set_aside = list(source.set_aside)
     tables: dict[str, pl.DataFrame] = {}
-    raws: dict[str, pl.DataFrame] = {}
     for name, (examples, origin) in framed.items():
         carried = tuple(c for c in roles if c in examples.columns)
-        checked, kept, gone = _check(pipeline, examples, origin, carried, name, config, mistakes.problems)
+        checked, _, gone = _check(pipeline, examples, origin, carried, name, config, mistakes.problems)
         set_aside += gone
         if checked is not None:
-            tables[name], raws[name] = checked, examples[kept]
+            tables[name] = checked
     splits: dict[str, pl.DataFrame] = {}
-    raw: dict[str, pl.DataFrame] = {}
     if whole:
         _refuse(mistakes, set_aside)
-        splits, raw = {"train": tables["train"], "test": tables["train"]}, {"test": raws["train"]}
+        splits = {"train": tables["train"], "test": tables["train"]}
     elif "train" in tables and tables["train"].height:
         with mistakes.gathering():
-            splits, raw = _split(tables, raws, config, [c.name for c in outputs if chosen[c.name].supervised], seed)
+            splits = _split(tables, config, [c.name for c in outputs if chosen[c.name].supervised], seed)
     if like is None and splits:
         _trainable(splits, outputs, chosen, mistakes.problems)
     _refuse(mistakes, set_aside)
@@ -143,7 +139,7 @@ def bind(
         for column in pipeline.inputs:
             column.summary = column.rules.summary(splits["train"][column.name])
     carried = tuple(c for c in roles if c in splits["train"].columns)
-    return Bound(pipeline, chosen, source, splits, frame, set_aside, [*source.notes, *notes], raw, carried, config.weight)
+    return Bound(pipeline, chosen, source, splits, frame, set_aside, [*source.notes, *notes], carried, config.weight)
 
 
 def _refuse(mistakes: Mistakes, set_aside: list[SetAside]) -> None:
@@ -398,7 +394,7 @@ def _bind_stream(
     table.__dict__["fingerprint"] = streaming.fingerprint(path)
     notes = [*notes, f"read in pieces: {stream.rows} training rows on disk, {splits['train'].height} of them as a sample in memory"]
     source = Source({"train": table})
-    return Bound(pipeline, chosen, source, splits, frame, set_aside, notes, {}, carried, config.weight, stream=stream)
+    return Bound(pipeline, chosen, source, splits, frame, set_aside, notes, carried, config.weight, stream=stream)
 
 
 def _bind_environment(config: DataConfig, task: str | None) -> Bound:
@@ -469,7 +465,9 @@ def _check(
     )
     if examples.height and not len(kept) and aside:
         problems.append(Problem(f"all {examples.height} rows of {table} are unusable: {aside[0].reason}", aside[0].column or ""))
-    return clean[kept] if whole else None, kept, aside
+    if not whole:
+        return None, kept, aside
+    return (clean if len(kept) == examples.height else clean[kept]), kept, aside
 
 
 def _asked(config: DataConfig) -> set[str]:
@@ -484,13 +482,13 @@ def _row_problem(table: str, column: str, errors: list[RowError], origin: np.nda
 
 
 def _split(
-    tables: dict[str, pl.DataFrame], raws: dict[str, pl.DataFrame], config: DataConfig, targets: list[str], seed: int
-) -> tuple[dict[str, pl.DataFrame], dict[str, pl.DataFrame]]:
-    out, raw = dict(tables), dict(raws)
+    tables: dict[str, pl.DataFrame], config: DataConfig, targets: list[str], seed: int
+) -> dict[str, pl.DataFrame]:
+    out = dict(tables)
     whole = out.pop("train")
     for name, index in split(whole, config.split, targets, given=tuple(tables), seed=seed).items():
-        out[name], raw[name] = whole[index], raws["train"][index]
-    return out, raw
+        out[name] = whole[index]
+    return out
 
 
 def _trainable(splits: Mapping[str, pl.DataFrame], outputs: list[Column], tasks: Mapping[str, Task], problems: list[Problem]) -> None:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modelyard.errors import ConfigError, Problem
-from modelyard.verbs.evaluate._judge import Evaluation, judge, predicted
+from modelyard.verbs.evaluate._judge import Evaluation, judge, predicted, score
 
-__all__ = ["Config", "Evaluation", "gates", "judge", "predicted"]
+__all__ = ["Config", "Evaluation", "gates", "judge", "predicted", "score"]
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 

@@ -75,6 +75,23 @@ def judge(
     return Evaluation(out, failed, kept)
 
 
+def score(model: Model, bound: Bound, split: str, metric: str, output: str, *, positive: str | None = None) -> dict[str, Any]:
+    """`{value, better, note?}` of one metric of one output on one split, without interval: what a search compares."""
+    frame = bound.splits[split]
+    answers = model.predict_examples(frame.select([c.name for c in bound.pipeline.inputs]))
+    bad = {e.row for e in answers.errors}
+    good = np.array([i for i in range(answers.rows) if i not in bad], np.int64)
+    truth, found = (frame, answers.columns) if len(good) == answers.rows else (frame[good], answers.columns[good])
+    column = next(c for c in model.pipeline.outputs if c.name == output)
+    supervised = column.name in truth.columns
+    is_true = column.rules.evidence(truth[column.name], column.coder, column.state) if supervised else None
+    said = predicted(column, found, None if supervised else _features(model, truth))
+    labels = getattr(column.state, "labels", None)
+    at = labels.index(positive) if positive is not None and labels and positive in labels and len(labels) == 2 else None
+    given = {} if at is None else {"positive": at}
+    return scoring.evaluate_output(column.kind, is_true, said, [metric], labels=labels, intervals=False, **given)[metric]
+
+
 def predicted(column: Column, answers: pl.DataFrame, features: np.ndarray | None) -> scoring.Predicted:
     """What the answers say of one output, as metrics take it."""
     evidence = column.rules.evidence(answers[column.name], column.coder, column.state)

@@ -111,6 +111,8 @@ def _plots(folder: Path, report: Report, say: Any) -> list[str]:
     every = {
         name: data for name, data in {**learning_data(report.events), **report.pictures}.items() if name in PICTURES
     }
+    if report.search.get("trials"):
+        every |= {"search_history": report.search, "search_settings": report.search}
     every |= {f"{output}.leaderboard": data for output, data in board_data(report.leaderboard).items()}
     for split, outputs in report.evaluation.items():
         for output, found in outputs.items():

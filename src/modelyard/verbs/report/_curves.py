@@ -12,6 +12,7 @@ from modelyard.verbs.report._words import Say
 _NOT_METRICS = {
     "epoch",
     "step",
+    "steps",
     "time",
     "seconds",
     "rows",

@@ -44,6 +44,9 @@ class Report:
     folds: Mapping[str, Any] = field(default_factory=dict)
     """Metrics of cross-validation: `{metric: {value, low, high, spread, scores}}`."""
 
+    search: Mapping[str, Any] = field(default_factory=dict)
+    """Of a run of `tune`: its trials and what was searched, see `pictures.py`."""
+
     @classmethod
     def of_run(cls, folder: Path, evaluation: Mapping[str, Any] | None = None) -> Report:
         """From `run.json`, `events.jsonl`, `config.yaml`, `metrics.json` and the stored evaluation.
@@ -75,6 +78,7 @@ class Report:
             else [],
             facts={**_mapping(facts.get("facts")), **_about(facts)},
             pictures=_mapping(facts.get("pictures")),
+            search=_mapping(facts.get("search")),
             leaderboard=[e for e in facts.get("leaderboard") or [] if isinstance(e, Mapping)],
             folds=_mapping(run.read("metrics.json").get("folds")),
         )

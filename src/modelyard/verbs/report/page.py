@@ -13,6 +13,7 @@ from typing import Any
 
 from modelyard.verbs.report._board import board_data, board_rows
 from modelyard.verbs.report._report import Report
+from modelyard.verbs.report._search import section as search
 from modelyard.verbs.report._style import STYLE
 from modelyard.verbs.report._svg import number
 from modelyard.verbs.report._words import Say, words
@@ -32,6 +33,7 @@ def render(report: Report, lang: str = "en") -> str:
     """The HTML text of a report, in English or Chinese (`lang="zh"`)."""
     say = words(lang)
     sections = [
+        ("search", search(report.search, say, _figure, _table)),
         ("training", _training(report, say)),
         ("leaderboard", _leaderboard(report, say)),
         ("folds", _folds(report, say)),

@@ -13,6 +13,7 @@ The data of each name is what `modelyard.metrics._pictures.picture_data` gives (
     leaderboard     {entries: [{model, weight, value, low, high}], metric, better}
     metrics         {items: [{name, value, low, high, baseline}]}
     importance      {items: [{name, value, low?, high?}], about?}
+    search_history, search_settings   {metric, better, best, axes: {key: {log, values}}, trials: [{trial, params, state, value, …}]}
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from modelyard.verbs.report._board import board
 from modelyard.verbs.report._curves import calibration, learning, learning_data, pr, roc
 from modelyard.verbs.report._matrix import confusion
 from modelyard.verbs.report._points import clusters, predicted_true, residuals
+from modelyard.verbs.report._search import history, settings
 from modelyard.verbs.report._svg import standalone
 from modelyard.verbs.report._words import Say, words
 
@@ -49,6 +51,8 @@ PICTURES: dict[str, Callable[[Mapping[str, Any], Say], str]] = {
     "importance": importance,
     "balance": partial(counts, title="balance"),
     "lengths": partial(histogram, title="lengths"),
+    "search_history": history,
+    "search_settings": settings,
 }
 """In the order in which a report shows them."""
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from modelyard.data.split import SplitConfig
     from modelyard.verbs.train.learner import Choice
 
-__all__ = ["Config", "Trained", "train"]
+__all__ = ["Config", "Trained", "conclude", "fit", "train"]
 
 
 @dataclass
@@ -111,6 +111,29 @@ def train(
     except ModelyardError as error:
         run.update(state="failed", finished=now(), error=error.to_json())
         raise
+
+
+def fit(
+    bound: Bound, model: Any, config: Config, run: Run, *, name: str = "model", base: Path | None = None, resume: bool = False,
+    device: str = "cpu", stop: threading.Event | None = None,
+) -> tuple[Path, dict[str, Any]]:  # fmt: skip
+    """(model folder, facts) of one model of bound data, saved as `run.model` and not judged: a trial of `tune`.
+
+    `bound` stays as it is. `run.event` is told of every epoch (`step` of `steps`) or round; setting `stop` there ends a net's training
+    after that epoch with a checkpoint, from which `resume` goes on.
+    """
+    own = dataclasses.replace(bound, pipeline=copy.deepcopy(bound.pipeline))
+    job = _Job(config, run, name, resume, device, stop or threading.Event(), None, lambda text: None)
+    return _fit_named(own, _found_from(base or Path("."), model), job)
+
+
+def conclude(run: Run, folder: Path, bound: Bound, facts: dict[str, Any], judged_by: Any = None, *, lang: str = "en", cut: bool = False) -> Trained:
+    """Metrics (of valid and test), gates and the report of a saved model, written to `run`; `cut` where it was interrupted."""
+    stop = threading.Event()
+    if cut:
+        stop.set()
+    job = _Job(Config(), run, run.name, False, "cpu", stop, None, lambda text: None)
+    return _judge(job, folder, bound, facts, judged_by, lang, {}, {})
 
 
 def _found_from(base: Path, model: Any) -> Any:

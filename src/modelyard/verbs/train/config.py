@@ -19,6 +19,11 @@ class TrainConfig:
     preset: Literal["quick", "balanced", "best"] = "quick"
     """What `model: auto` does with tables: quick fits one family; balanced and best try many, judge each on rows it did not learn
     from, and average the best (5 minutes and 20, unless budget says otherwise)."""
+    ensemble: Literal["select", "stack", "mean", "vote", "single"] = "select"
+    """How a search combines its candidates: the weighted mean that greedy selection finds, a linear model over their answers, the mean
+    or the vote of the five best, or the best one alone."""
+    distil: str | dict[str, Any] | None = None
+    """A model (`trees`, `{name: linear, …}`) that learns the answers of the whole of a search and is saved in its place: one small model."""
     folds: Annotated[int, Between(2, 100)] | None = None
     """Cross-validation: the whole training is repeated for so many folds before the model itself is fitted; split as data.split says."""
     repeats: Annotated[int, Between(1, 100)] = 1

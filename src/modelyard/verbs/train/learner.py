@@ -172,13 +172,13 @@ def _wanted(choice: Choice, column: Column) -> list[str]:
     if choice.user:
         return []
     if choice.estimator:
-        module = registry.load("estimators", choice.estimator)
-        if column.kind == "number":
-            return [getattr(module, "NUMBERS", "scaled")]
+        module, config = registry.load("estimators", choice.estimator), choice.config
     else:
         net = choice.nets[TABLE if column.rules.scalar else column.name]
-        module = registry.load("nets", net["name"])
-        asked = module.encodings(net["config"]) if hasattr(module, "encodings") else {}
-        if column.kind in asked:
-            return [asked[column.kind]]
+        module, config = registry.load("nets", net["name"]), net["config"]
+    asked = module.encodings(config) if hasattr(module, "encodings") else {}
+    if column.kind in asked:
+        return [asked[column.kind]]
+    if choice.estimator and column.kind == "number":
+        return [getattr(module, "NUMBERS", "scaled")]
     return [e for e in module.ACCEPTS if e in column.rules.encodings]

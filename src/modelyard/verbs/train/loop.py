@@ -310,7 +310,7 @@ class Fit:
         self.running = [0.0] * (2 * count)
         self.guard.weights(self.step)
         entry: dict[str, Any] = {
-            "event": "epoch", "epoch": epoch + 1, "step": self.step, "loss": loss, "lr": self.optimiser.param_groups[0]["lr"],
+            "event": "epoch", "epoch": epoch + 1, "step": self.step, "steps": self.steps, "loss": loss, "lr": self.optimiser.param_groups[0]["lr"],
             "seconds": round(self.seconds, 3),
         }  # fmt: skip
         judged = loss

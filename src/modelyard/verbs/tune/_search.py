@@ -1,0 +1,416 @@
+"""The search itself: asks, runs, judges, writes the journal, and ends with the best model in the run folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from modelyard import metrics as scoring
+from modelyard import registry, settings
+from modelyard.data.source import TABLES_OR_PATH, open_source
+from modelyard.errors import ArtefactError, ConfigError, GateFailed, Problem, Unsupported, UsageError
+from modelyard.store import atomic
+from modelyard.store.run import Run, now
+from modelyard.tasks._binding import Bound, bind
+from modelyard.verbs.train import conclude
+from modelyard.verbs.tune import Config, Tuned, _space
+from modelyard.verbs.tune._engines import Engine, Here, Job, Workers
+from modelyard.verbs.tune._journal import FORMAT, Journal, trials
+from modelyard.verbs.tune._space import Settings, Space
+from modelyard.verbs.tune._study import Asked, Study, importances, optuna
+from modelyard.verbs.tune._trial import Course, resource
+
+TRIALS = 50
+"""Where the user names no number."""
+
+FIXED = ("format", "method", "seed", "metric", "eta", "rungs", "points", "search", "model", "train", "data", "fingerprint")
+"""What must be the same for a study to go on."""
+
+
+class Search:
+    """One study of a project."""
+
+    def __init__(
+        self, project: Any, device: str, say: Callable[[str], None], progress: Callable[[int, int, str], None] | None, lang: str
+    ) -> None:
+        self.project, self.device, self.say, self.progress, self.lang = project, device, say, progress, lang
+        self.config: Config = project.section("tune")
+        self.method = registry.load("verbs/tune", self.config.method)
+        self.notes: list[str] = []
+        self.found: dict[int, dict[str, Any]] = {}
+        """Trials by number, as the journal has them."""
+        self.running: dict[int, Asked] = {}
+        self.rungs: dict[int, list[float]] = {}
+        self.seconds: dict[int, float] = {}
+        self.clock = 0.0
+        """Seconds that earlier sessions of this study took."""
+
+    # -- before the first trial -----------------------------------------------------------------------------------------
+
+    def run(self, resume: str | bool) -> Tuned:
+        """Everything."""
+        optuna()
+        project = self.project
+        train = project.section("train")
+        base = Settings(settings.plain(project.model.value), settings.plain(train), self._data())
+        self.space = _space.read(self.config.search, base, project.origins)
+        runs = project.base / "runs"
+        run = _find(runs, resume) if resume else None
+        source = None if project.data.env or project.data.stream else open_source(project.data, project.base)
+        self.bound = bind(project.data, project.task, project.base, seed=train.seed, source=source)
+        for note in self.bound.notes:
+            self.say(note)
+        self.output, self.metric, self.better = aim(self.bound, self.config.metric, project.section("evaluate").metrics)
+        self._fits()
+        self.run_folder = run or Run.create(runs, project.name)
+        try:
+            return self._run(base, source, resumed=run is not None)
+        except (UsageError, GateFailed) as error:
+            self.run_folder.update(state="failed", finished=now(), error=error.to_json())
+            raise
+
+    def _data(self) -> dict[str, Any]:
+        """The data section as plain values; a table given in Python is no setting (it is read once, below)."""
+        shown = {f: v for f, v in vars(self.project.data).items() if f not in TABLES_OR_PATH}
+        paths = {f: getattr(self.project.data, f) for f in TABLES_OR_PATH}
+        return settings.plain(shown) | {f: v if v is None or isinstance(v, str) else "<table>" for f, v in paths.items()}
+
+    def _fits(self) -> None:
+        """What can be said only with the data at hand: what `auto` means, and whether there is something to cut."""
+        from modelyard.verbs.train import learner
+
+        section = self.space.base.model
+        choice = learner.choose(section, self.bound.pipeline, self.bound.tasks, self.bound.rows["train"])
+        searched = {"model", "model.name"} & set(self.space.dimensions)
+        if choice.estimator and not searched and self.space.named == "auto":
+            named = Settings({"name": choice.estimator}, self.space.base.train, self.space.base.data)
+            read = _space.read({k: v for k, v in self.config.search.items()}, named, self.project.origins)  # auto is this estimator: check again
+            self.space = Space(read.dimensions, self.space.base, choice.estimator)
+        train = self.project.section("train")
+        if train.preset != "quick" and "auto" in (self.space.named, *self._names()):
+            self.notes.append(f"train.preset {train.preset} makes a search of its own and is left out: a trial with auto fits {', '.join(choice.names)}")
+        if train.folds:
+            self.notes.append("train.folds is left out: trials are judged on the validation rows")
+        if not self.method.PRUNES:
+            return
+        models = [self.space.applied({key: v}).model for key in sorted(searched) for v in self.space.dimensions[key].points(2)] or [section]
+        kinds = [resource(model, self.bound) for model in models]
+        bare = [i for i, (kind, setting, _) in enumerate(kinds) if kind != "net" and not setting]
+        name = lambda model: str(model.get("name", "a composite") if isinstance(model, dict) else model)  # noqa: E731
+        if len(bare) == len(models):
+            who = " and ".join(dict.fromkeys(name(models[i]) if name(models[i]) != "auto" else ", ".join(choice.names) for i in bare))
+            message = f"{who} is fitted in one go, without epochs or rounds that {self.config.method} could cut; use method tpe, random or grid"
+            raise Unsupported(message, "use", [Problem(f"is {self.config.method}", "tune.method")])
+        if bare:
+            self.notes.append(f"{', '.join(name(models[i]) for i in bare)}: fitted in one go, so those trials are not pruned")
+
+    def _names(self) -> list[Any]:
+        """Models that are searched by name."""
+        return [v for key in ("model", "model.name") for v in getattr(self.space.dimensions.get(key), "values", ())]
+
+    def _header(self, source: Any) -> dict[str, Any]:
+        c = self.config
+        base = self.space.base
+        return {
+            "event": "study", "format": FORMAT, "method": c.method, "seed": c.seed, "metric": f"{self.output}.{self.metric}",
+            "better": self.better, "eta": c.eta, "rungs": c.rungs, "points": c.points, "search": settings.plain(c.search),
+            "model": base.model, "train": base.train, "data": base.data, "fingerprint": None if source is None else source.fingerprint,
+        }  # fmt: skip
+
+    def _run(self, base: Settings, source: Any, resumed: bool) -> Tuned:
+        run, project = self.run_folder, self.project
+        self.journal = Journal(run.folder / "trials.jsonl")
+        header = json.loads(json.dumps(self._header(source), default=str))
+        if resumed:
+            self._resume(header)
+        if not self.journal.read():
+            self.journal.append(header)
+            run.write("config.json", {"settings": project.resolved(), "origins": project.origins, "base": str(project.base.resolve())})
+        run.update(state="searching", verb="tune", model={"search": self.config.method}, study=self.config.method)
+        evaluate = project.section("evaluate")
+        course = Course(
+            base.data, project.task, base.model, base.train, str(project.base), str(run.folder), project.name, project.section("train").seed,
+            self.metric, self.output, evaluate.positive, self.config.rungs, self.config.eta, self.device, source,
+        )  # fmt: skip
+        course.bounds[json.dumps(base.data, sort_keys=True, default=str)] = self.bound
+        self.course = course
+        self.study = Study(self.method, self.space, self.better, self.config)
+        self.study.replay(self.found)
+        fixed = self.method.points(self.space, self.config) if hasattr(self.method, "points") else None
+        self.total = len(fixed) if fixed is not None and self.config.trials is None else self.config.trials or TRIALS
+        if fixed is not None:
+            self.total = min(self.total, len(fixed))
+        self.fixed = fixed
+        cut = self._search()
+        return self._conclude(cut)
+
+    def _resume(self, header: dict[str, Any]) -> None:
+        self.journal.mend()
+        entries = self.journal.read()
+        if not entries:
+            return
+        was = entries[0]
+        wrong = [k for k in FIXED if was.get(k) != header[k]]
+        if wrong:
+            details = [Problem(f"was {_short(was.get(k))}, is {_short(header[k])}", f"tune.{k}" if k in vars(self.config) else k) for k in wrong]
+            raise ConfigError("the study was begun with other settings; resume it with the same, or begin a new one", details)
+        self.found = trials(entries)
+        self.clock = max((float(e.get("clock", 0.0)) for e in entries), default=0.0)
+        finished = sum("state" in t for t in self.found.values())
+        self.say(f"{self.run_folder.name}: {finished} trials are finished, {len(self.found) - finished} begin again")
+
+    # -- the loop -------------------------------------------------------------------------------------------------------
+
+    def _search(self) -> bool:
+        """Runs trials until there are enough or the time is over; True where Ctrl-C ended it."""
+        began = time.monotonic()
+        self.now = lambda: self.clock + time.monotonic() - began
+        waiting: list[Job] = []
+        engine = None
+        try:
+            while True:
+                while (engine is None or len(self.running) - len(waiting) < engine.slots) and (job := self._next(waiting)):
+                    engine = engine or self._engine()
+                    engine.start(job)
+                if engine is None or not self.running:
+                    return False
+                job, outcome = engine.wait()
+                further = self._told(job, outcome)
+                waiting += [further] if further else []
+        except KeyboardInterrupt:
+            if not any(t.get("state") == "complete" for t in self.found.values()):
+                raise
+            return True
+        finally:
+            if engine is not None:
+                engine.close()
+
+    def _engine(self) -> Engine:
+        whole = bool(self.project.data.env or self.project.data.stream)
+        if self.config.engine == "ray":
+            from modelyard.verbs.tune._ray import Tasks
+
+            return Tasks(self.course, self.config.parallel, whole)
+        return Here(self.course) if self.config.parallel == 1 else Workers(self.course, self.config.parallel, whole)
+
+    def _left(self) -> float | None:
+        return None if self.config.budget is None else self.config.budget - self.now()
+
+    def _next(self, waiting: list[Job]) -> Job | None:
+        """A trial that goes on to its next rung, else a new one."""
+        left = self._left()
+        if waiting:
+            job = waiting.pop(0)
+            return Job(job.number, job.params, job.rung, left)
+        asked = len(self.study.study.get_trials(deepcopy=False)) - self._again()
+        if asked >= self.total or (left is not None and left <= 0 and self._best() is not None):
+            return None
+        again = sorted(n for n, t in self.found.items() if "state" not in t and n not in self.running)
+        trial = self.study.ask(self.fixed[asked] if self.fixed is not None and not again else None)
+        if trial is None:
+            self.notes.append(f"all {asked} combinations were tried")
+            self.total = asked
+            return None
+        if trial.number not in self.found:
+            self.journal.append({"event": "asked", "trial": trial.number, "params": trial.params})
+            self.found[trial.number] = {"trial": trial.number, "params": trial.params}
+        self.running[trial.number] = trial
+        self.rungs[trial.number], self.seconds[trial.number] = [], 0.0
+        return Job(trial.number, trial.params, 0 if self.method.PRUNES else None, left)
+
+    def _again(self) -> int:
+        """Trials that a kill cut short and that have not begun again."""
+        return sum("state" not in t and n not in self.running for n, t in self.found.items())
+
+    def _told(self, job: Job, outcome: dict[str, Any]) -> Job | None:
+        """Judges what came back; the job of the next rung where the trial goes on."""
+        number = job.number
+        self.seconds[number] += outcome["seconds"]
+        if "error" in outcome:
+            self._finish(number, "failed", None, outcome, reason=outcome["error"])
+            return None
+        value = outcome["value"]
+        if outcome["late"] and self._best() is not None:
+            self._finish(number, "pruned", self.rungs[number][-1] if self.rungs[number] else None, outcome, reason="the time was over")
+            return None
+        if job.rung is None or not outcome["of"] or outcome["late"]:
+            self._finish(number, "complete", value, outcome)
+            return None
+        asked = self.running[number]
+        last = job.rung == self.config.rungs - 1
+        stop = self.study.report(asked, job.rung, value)
+        self.rungs[number].append(value)
+        if last or stop:
+            self._finish(number, "complete" if last else "pruned", value, outcome)
+            return None
+        return Job(number, job.params, job.rung + 1)
+
+    def _finish(self, number: int, state: str, value: float | None, outcome: dict[str, Any], reason: str = "") -> None:
+        """The journal first: what is in it is never done again. Then the folder keeps the best model only."""
+        best = self._best()
+        attrs = self.study.tell(self.running.pop(number), state, value)
+        entry = {
+            "trial": number, "state": state, "value": value, "rungs": self.rungs[number], "epochs": outcome.get("epochs", 0),
+            "of": outcome.get("of", 0), "unit": outcome.get("unit", ""), "seconds": round(self.seconds[number], 3),
+            "clock": round(self.now(), 3), "attrs": attrs, **({"reason": reason} if reason else {}),
+        }  # fmt: skip
+        self.journal.append({"event": "finished", **entry})
+        self.found[number] |= entry
+        for other in {number, *([best["trial"]] if best else [])} - {self._best_number()}:
+            atomic.remove(self.course.place(other) / "model")
+        shutil.rmtree(self.course.place(number) / "checkpoints", ignore_errors=True)
+        if self.progress:
+            best = self._best()
+            text = f"best {self.metric} {best['value']:.4g}" if best else ""
+            self.progress(sum("state" in t for t in self.found.values()), self.total, text)
+
+    def _best_number(self) -> int | None:
+        best = self._best()
+        return None if best is None else int(best["trial"])
+
+    def _best(self) -> dict[str, Any] | None:
+        """The best whole trial; of equal ones the first."""
+        sign = -1 if self.better == "higher" else 1
+        whole = [t for t in self.found.values() if t.get("state") == "complete"]
+        return min(whole, key=lambda t: (sign * t["value"], t["trial"]), default=None)
+
+    # -- the end --------------------------------------------------------------------------------------------------------
+
+    def _conclude(self, cut: bool) -> Tuned:
+        run, best = self.run_folder, self._best()
+        done = [t for t in self.found.values() if "state" in t]
+        failed = [{"trial": t["trial"], "params": t["params"], "reason": t["reason"]} for t in done if t["state"] == "failed"]
+        if best is None:
+            reasons = list(dict.fromkeys(f["reason"] for f in failed))
+            raise GateFailed(f"all {len(done)} trials failed", [Problem(r, "trial " + str(failed[0]["trial"])) for r in reasons[:5]])
+        chosen = self.space.applied(best["params"])
+        run.update(**self._picture(best, failed))
+        bound = self.course.bound(chosen.data)
+        facts = self._keep(best, chosen, bound)
+        origins = {**self.project.origins, **{key: f"tune: trial {best['trial']}" for key in best["params"]}}
+        resolved = {**self.project.resolved(), "model": chosen.model, "train": chosen.train}
+        if any(key.startswith("data.") for key in best["params"]):
+            resolved["data"] = chosen.data
+        run.write("config.json", {"settings": resolved, "origins": origins, "base": str(self.project.base.resolve())})
+        (run.folder / "config.yaml").write_text(snippet(resolved), encoding="utf-8")
+        head = f"# the best of {len(done)} trials: {self.metric} {best['value']:.6g} on the validation rows\n"
+        (run.folder / "best.yaml").write_text(head + snippet(_changed(chosen, best["params"])), encoding="utf-8")
+        trained = conclude(run, run.model, bound, facts, self.project.section("evaluate"), lang=self.lang, cut=cut)
+        if not cut:
+            for number in self.found:
+                atomic.remove(self.course.place(number) / "model")
+            shutil.rmtree(run.folder / "tables", ignore_errors=True)
+        metric = self.metric if len(self.bound.pipeline.outputs) == 1 else f"{self.output}.{self.metric}"
+        return Tuned(
+            str(run.folder), str(run.model), metric, {"trial": best["trial"], "params": best["params"], "value": best["value"]},
+            str(run.folder / "best.yaml"), len(done), sum(t["state"] == "pruned" for t in done), failed, sum(t["epochs"] for t in done),
+            trained.metrics, trained.gate, self.notes, cut,
+        )  # fmt: skip
+
+    def _keep(self, best: dict[str, Any], chosen: Settings, bound: Bound) -> dict[str, Any]:
+        """The best trial's model as the run's; facts of its manifest. It is trained again only where its folder was lost."""
+        from modelyard.store import folder as store
+
+        run, place = self.run_folder, self.course.place(best["trial"])
+        wanted = place / "model"
+        if not (wanted / "manifest.json").is_file() and not self._is(run.model, best["trial"]):
+            self.course.advance(best["trial"], best["params"], None)
+        if (wanted / "manifest.json").is_file():
+            aside = run.folder / ".model.partial"
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.copytree(wanted, aside)
+            atomic.remove(run.model)
+            atomic.rename(aside, run.model)
+            events = place / "events.jsonl"
+            if events.is_file():
+                shutil.copyfile(events, run.folder / "events.jsonl")
+            run.update(kept=best["trial"])
+        manifest = store.read(run.model)
+        return {"training": manifest.get("training", {}), "seed": manifest.get("seed", 0)}
+
+    def _is(self, model: Path, number: int) -> bool:
+        """Whether the run's model is that of a trial already (the study was finished before)."""
+        return (model / "manifest.json").is_file() and self.run_folder.read("run.json").get("kept") == number
+
+    def _picture(self, best: dict[str, Any], failed: list[dict[str, Any]]) -> dict[str, Any]:
+        """What the report shows of the search. With pruning, importance is of the first rung, which every trial reached."""
+        shown = []
+        for t in sorted((t for t in self.found.values() if "state" in t), key=lambda t: t["trial"]):
+            value = t["rungs"][0] if t["rungs"] else t["value"] if not self.method.PRUNES else None
+            kept = ("trial", "params", "state", "value", "rungs", "epochs", "of", "seconds")
+            shown.append({**{k: t[k] for k in kept}, "shown": value, "reason": t.get("reason", "")})
+        axes = {k: {"log": getattr(d, "log", False), "values": list(getattr(d, "values", ()))} for k, d in self.space.dimensions.items()}
+        found = importances(shown, self.space)
+        search = {
+            "method": self.config.method, "metric": self.metric, "better": self.better, "best": best["trial"], "axes": axes, "trials": shown,
+            "importance": [{"name": k, "value": v} for k, v in found],
+        }  # fmt: skip
+        return {"search": search}
+
+
+def aim(bound: Bound, wanted: str | None, judged: list[str] | None) -> tuple[str, str, str]:
+    """(output, metric, better) that trials are compared by. Raises `ConfigError` and `Unsupported` with the reason."""
+    if bound.environment is not None:
+        raise Unsupported("tune scores trials on validation rows, and an environment has none", "not yet")
+    if "valid" not in bound.splits or not bound.splits["valid"].height:
+        raise Unsupported("tune scores trials on validation rows, and the data has none; set data.split.valid", "needs")
+    outputs = {c.name: c for c in bound.pipeline.outputs}
+    output, _, name = wanted.rpartition(".") if wanted and wanted.rpartition(".")[0] in outputs else ("", "", wanted or "")
+    column = outputs[output] if output else bound.pipeline.outputs[0]
+    if not name:
+        own = [*(judged or ()), *(bound.tasks[column.name].metrics or ()), *scoring.DEFAULTS.get(column.kind, ())]
+        name = next((m for m in own if column.kind in scoring.get(m).kinds), "")
+        if not name:
+            raise Unsupported(f"there is no metric for outputs of kind {column.kind}", "needs")
+    try:
+        metric = scoring.get(name)
+    except UsageError as error:
+        raise ConfigError(f"tune.metric: {error.message}", error.details) from None
+    if column.kind not in metric.kinds:
+        message = f"{name} is for {' and '.join(metric.kinds)} outputs; {column.name} is of kind {column.kind}"
+        raise ConfigError("tune.metric does not apply", [Problem(message, "tune.metric", f"Use one of {', '.join(scoring.names(column.kind))}.")])
+    return column.name, name if "/" in name else metric.name, metric.better
+
+
+def _find(runs: Path, resume: str | bool) -> Run:
+    """The run of a study: the one named, else the newest."""
+    if isinstance(resume, str):
+        run = Run.find(runs, resume)
+        if not (run.folder / "trials.jsonl").is_file():
+            raise ArtefactError(f"{run.name} is no study: it holds no trials.jsonl; go on with a training by: modelyard train --resume {resume}")
+        return run
+    studies = sorted(runs.glob("*/trials.jsonl"), key=lambda p: p.stat().st_mtime) if runs.is_dir() else []
+    if not studies:
+        raise ArtefactError(f"there is no study in {runs}; begin one with: modelyard tune")
+    return Run(studies[-1].parent)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 120 else text[:119] + "…"
+
+
+def _changed(chosen: Settings, params: dict[str, Any]) -> dict[str, Any]:
+    """The sections as far as they were searched: the model whole, of train and data the keys."""
+    found: dict[str, Any] = {"model": chosen.model} if any(k.split(".")[0] == "model" for k in params) else {}
+    for key in params:
+        section, *rest = key.split(".")
+        if section != "model":
+            source = getattr(chosen, section)
+            found.setdefault(section, {})[rest[0]] = source[rest[0]]
+    return found
+
+
+def snippet(sections: dict[str, Any]) -> str:
+    """YAML of plain values, a line for each key; JSON is YAML."""
+    lines = []
+    for name, value in sections.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{name}:", *(f"  {k}: {json.dumps(v, ensure_ascii=False, default=str)}" for k, v in value.items() if v is not None)]
+        elif value is not None:
+            lines.append(f"{name}: {json.dumps(value, ensure_ascii=False, default=str)}")
+    return "\n".join([*lines, ""])
