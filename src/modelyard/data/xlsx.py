@@ -6,11 +6,12 @@ error (`#REF!`) costs its own row, which is set aside; `#N/A` is a missing value
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import re
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,18 @@ def _sheet(book: Any, path: Path, name: str, wanted: str | int | None, header: b
     sheet = book[chosen]
     merged = _merged(sheet, path)
     sheet.reset_dimensions()  # what the file says of its size is often wrong
-    lines = ((number, row) for number, row in enumerate(sheet.iter_rows(values_only=True), 1) if any(not _empty(v) for v in row))
+    with contextlib.closing(sheet.iter_rows(values_only=True)) as cells:  # closed, since an error may leave it half read
+        lines = ((number, row) for number, row in enumerate(cells, 1) if any(not _empty(v) for v in row))
+        return _table(lines, merged, f"{path}:{chosen}", name, header, missing, notes)
+
+
+def _table(
+    lines: Iterator[tuple[int, tuple[Any, ...]]], merged: list[tuple[str, int, int]], where: str, name: str, header: bool,
+    missing: Sequence[str], notes: list[str],
+) -> Table:  # fmt: skip
     first = next(lines, None)
     if first is None:
-        raise DataError(f"{path}: the sheet {chosen} is empty")
-    where = f"{path}:{chosen}"
+        raise DataError(f"{where} is empty")
     head = _header(first, merged, where) if header else [f"column_{i + 1}" for i in range(len(first[1]))]
     rows: list[list[Any]] = []
     aside: list[SetAside] = []
