@@ -111,6 +111,29 @@ def test_losses_are_those_of_scikit_learn() -> None:
     assert ensemble.loss(ensemble.Truth(NUMBER, y.astype(float)), value) == pytest.approx(mean_squared_error(y, value[:, 0]), abs=1e-6)
 
 
+def test_a_stack_of_numbers_is_the_non_negative_least_squares_solution() -> None:
+    from scipy.optimize import nnls
+
+    random = np.random.default_rng(7)
+    z = random.normal(size=(4, 500, 1))
+    y = 0.7 * z[0, :, 0] + 0.2 * z[1, :, 0] - 0.4 * z[2, :, 0] + 1.5 + random.normal(size=500) * 0.1
+    weights, shifts = ensemble.stack(ensemble.Truth(NUMBER, y), z, ridge=0.0)
+    design = np.column_stack([z[:, :, 0].T, np.ones(500), -np.ones(500)])
+    expected, _ = nnls(design, y)
+    assert np.abs(np.array(weights) - expected[:4]).max() < 1e-4 and abs(shifts[0] - expected[4] + expected[5]) < 1e-4
+
+
+def test_a_stack_of_labels_undoes_what_was_done_to_logits() -> None:
+    random = np.random.default_rng(8)
+    true = random.normal(size=(20_000, 3)) * 2
+    p = np.exp(true) / np.exp(true).sum(1, keepdims=True)
+    y = (p.cumsum(1) > random.random((len(p), 1))).argmax(1)
+    z = np.stack([true * 3 + np.array([1.0, 0, -1]), random.normal(size=true.shape)])  # overconfident and shifted; noise
+    weights, shifts = ensemble.stack(ensemble.Truth(CATEGORY, y), z, ridge=0.0)
+    assert abs(weights[0] - 1 / 3) < 0.02 and weights[1] < 0.03
+    assert np.abs(np.diff(shifts) - 1 / 3).max() < 0.06  # the shift is undone: -1/3, 0, 1/3 up to a constant
+
+
 def test_joined_trees_are_the_mean_of_their_outputs() -> None:
     random = np.random.default_rng(6)
     x = {"table.numbers": random.normal(size=(300, 4)).astype(np.float32), "table.categories": random.integers(0, 5, (300, 1)).astype(np.int32)}
@@ -171,6 +194,39 @@ def test_an_interrupted_search_goes_on_with_the_candidates_it_had(cancer: Path, 
     assert len(fits) == 5 and Model.load(done.model).replay().ok
     board = json.loads((done.run / "run.json").read_text(encoding="utf-8"))["leaderboard"]
     assert {e["model"] for e in board if "scores" in e} == {"00-trees", "01-linear"}
+
+
+@pytest.mark.parametrize("how", ["single", "mean", "vote", "stack"])
+def test_every_way_to_combine_is_judged_by_what_answers(cancer: Path, how: str) -> None:
+    model = {"name": "auto", "candidates": ["linear", {"name": "trees", "trees": 30, "bags": 1}, {"name": "neighbours", "k": 5}]}
+    train = {"preset": "balanced", "budget": "60s", "ensemble": how}
+    done = my.train(data={"path": str(cancer), "target": "kind", "ignore": "patient"}, model=model, train=train)
+    whole = Model.load(done.model)
+    assert whole.replay().ok and whole.manifest["model"].get("combine", "single") == how
+    assert done.metrics["test"]["accuracy"]["value"] > 0.88 and done.metrics["valid"]["accuracy"]["value"] > 0.9
+
+
+def test_a_whole_is_distilled_into_one_small_model(cancer: Path) -> None:
+    model = {"name": "auto", "candidates": ["linear", {"name": "trees", "trees": 60, "bags": 1}]}
+    train = {"preset": "balanced", "budget": "60s", "distil": "linear"}
+    done = my.train(data={"path": str(cancer), "target": "kind", "ignore": "patient"}, model=model, train=train)
+    student = Model.load(done.model)
+    assert student.manifest["model"]["estimator"] == "linear" and student.replay().ok and set(done.metrics) == {"test"}
+    assert done.metrics["test"]["accuracy"]["value"] > 0.88 and student.manifest["distilled_from"]
+
+
+def test_copies_weighted_by_the_teacher_have_its_cross_entropy() -> None:
+    from modelyard.verbs.train.distil import soft
+
+    random = np.random.default_rng(9)
+    teacher = {"y.logits": random.normal(size=(40, 3)).astype(np.float32)}
+    student = random.normal(size=(40, 3))
+    index, weights, targets = soft([CATEGORY], {"y.index": np.zeros(40, np.int64)}, teacher, None)
+    log_q = student - np.log(np.exp(student).sum(1, keepdims=True))
+    copies = -(weights * log_q[index, targets["y.index"]]).sum()
+    p = np.exp(teacher["y.logits"]) / np.exp(teacher["y.logits"]).sum(1, keepdims=True)
+    p = np.where(p >= 0.02, p, 0) / np.where(p >= 0.02, p, 0).sum(1, keepdims=True)
+    assert copies == pytest.approx(-(p * log_q).sum(), rel=1e-5) and np.bincount(index, weights) == pytest.approx(np.ones(40), abs=1e-5)
 
 
 # -- cross-validation -------------------------------------------------------------------------------------------------------

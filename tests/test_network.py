@@ -16,7 +16,7 @@ from torch import nn
 
 from modelyard.errors import ArtefactError, UsageError
 from modelyard.kinds._contract import Head, Part
-from modelyard.nets import mlp
+from modelyard.nets import _table, mlp
 from modelyard.nets._fusion import FUSIONS
 from modelyard.nets._network import build, module_names
 from modelyard.verbs.export.onnx import export_module
@@ -128,7 +128,7 @@ def test_weights_are_a_function_of_the_seed() -> None:
 
 def test_periodic_features_against_a_loop() -> None:
     torch.manual_seed(0)
-    periodic = mlp.Periodic(2, 3)
+    periodic = _table.Periodic(2, 3)
     x = torch.randn(4, 2)
     out = periodic(x).detach().numpy().reshape(4, 2, periodic.out)
     for b in range(4):

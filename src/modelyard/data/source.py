@@ -19,6 +19,7 @@ from modelyard.data.split import SplitConfig
 from modelyard.data.table import SetAside, Table
 from modelyard.data.typing import IMAGE_SUFFIX
 from modelyard.errors import DataError
+from modelyard.kinds._missing import Missing
 
 TABLES = ("train", "valid", "test", "unlabelled")
 TABLES_OR_PATH = ("path", *TABLES)
@@ -72,6 +73,9 @@ class DataConfig:
     """Whether delimited files begin with column names; without: column_1, column_2 …"""
     missing: list[str] = field(default_factory=list)
     """Further texts that mean missing, in every column."""
+    missing_values: Missing = field(default_factory=Missing)
+    """What inputs do with missing values, e.g. median or {method: knn, neighbours: 10}; `data.inputs.COLUMN.missing` says otherwise for one.
+    Kinds that a method does not suit (text; categories under mean) keep theirs."""
     limit: int | None = None
     """Take only this many rows of each table."""
     stream: bool = False

@@ -293,8 +293,10 @@ def graph(state: State, inputs: Mapping[str, Part]) -> Any:
         mean = node("Squeeze", [node("MatMul", [share, asked], f"product{i}"), "last"], f"mean{i}")
         if kind != "number":
             k = min(state.k, len(points))
-            more = node("Add", [node("Mul", [mean, constant(f"k{i}", k / (k + 1))], f"less{i}"), constant(f"prior{i}", state.means[key] / (k + 1))], f"p{i}")
-            p = node("Min", [node("Max", [more, constant(f"least{i}", SMALLEST)], f"above{i}"), constant(f"most{i}", 1 - SMALLEST)], f"inside{i}")
+            less = node("Mul", [mean, constant(f"k{i}", k / (k + 1))], f"less{i}")
+            more = node("Add", [less, constant(f"prior{i}", state.means[key] / (k + 1))], f"p{i}")
+            above = node("Max", [more, constant(f"least{i}", SMALLEST)], f"above{i}")
+            p = node("Min", [above, constant(f"most{i}", 1 - SMALLEST)], f"inside{i}")
             if kind == "label-set":
                 p = node("Div", [p, node("Sub", [constant(f"one{i}", 1.0), p], f"not{i}")], f"odds{i}")
             mean = node("Log", [p], f"log{i}")

@@ -1,4 +1,4 @@
-"""The encoding `bins` of numbers: how far a value has filled each of some thirty quantile bins.
+"""The encoding `bins` of numbers: how far a value has filled each of some two dozen quantile bins.
 
 Piecewise-linear encoding (Gorishniy, Rubachev & Babenko 2022, On Embeddings for Numerical Features in Tabular Deep Learning,
 arXiv:2203.05556, section 3.1): bins below the value are 1, bins above it 0, its own bin holds the share of the way through. A
@@ -30,7 +30,7 @@ BEYOND = 1.0
 class BinsConfig:
     """How fine the encoding is."""
 
-    bins: Annotated[int, Between(1, 1000)] = 32
+    bins: Annotated[int, Between(1, 1000)] = 24
     """Most bins of a column; columns of fewer values get fewer."""
 
 
@@ -38,7 +38,7 @@ class BinsConfig:
 class BinsState:
     """Weighted points while fitting, `edges` afterwards."""
 
-    bins: int = 32
+    bins: int = 24
     count: int = 0
     missing: int = 0
     points: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -54,7 +54,7 @@ class Bins(Encoding):
 
     Up to 40,000 values the quantiles are exact. Beyond, points are merged into 20,000 of equal mass whenever there are twice as
     many, each time moving a quantile by at most 1/40,000 of the rows: after 100 chunks of a stream that is a quarter of a percent,
-    a twelfth of a bin.
+    a sixteenth of a bin.
     """
 
     name = "bins"
@@ -90,7 +90,8 @@ class Bins(Encoding):
             values, where = np.unique(state.points, return_inverse=True)
             masses = np.bincount(where, weights=state.masses)
             state.middle = float(np.interp(0.5, (np.cumsum(masses) - masses / 2) / masses.sum(), values))
-            masses = np.minimum(masses, masses.sum() / state.bins)
+            for _ in range(30):  # what is cut off makes the share of the others larger, and so the limit smaller
+                masses = np.minimum(masses, masses.sum() / state.bins)
             at = (np.cumsum(masses) - masses / 2) / masses.sum()
             inner = np.interp(np.linspace(0, 1, state.bins + 1), at, values) if len(values) > state.bins + 1 else values
             inner[0], inner[-1] = values[0], values[-1]

@@ -1,7 +1,8 @@
 """A model made of models: complete folders under `parts/`, each fed the raw examples, and a rule that combines their answers.
 
-`mean` averages probabilities (and numbers), `weights` does so with stored weights, `vote` counts labels. Every part keeps
-its own encodings, because raw rows are the currency between models.
+`mean` averages probabilities (and numbers), `weights` does so with stored weights, `vote` counts labels, `stack` is a linear model
+over the parts' graph outputs (Σ_p w_p z_p + b for each output). Every part keeps its own encodings, because raw rows are the
+currency between models.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import numpy as np
 import polars as pl
 
 from modelyard.errors import ArtefactError, Unsupported
-from modelyard.kinds._contract import RowError
+from modelyard.kinds._contract import Context
 from modelyard.kinds.category import softmax
 from modelyard.runtime import post
-from modelyard.runtime.answers import Answers
 from modelyard.runtime.model import Model
 from modelyard.runtime.pipeline import Column, Encoded, Pipeline
 
 RULES = ("mean", "weights", "vote")
+"""What a project file may ask for by name; `stack` needs out-of-fold answers, so a search makes it (`train.ensemble: stack`)."""
 SMALLEST = 1e-7
 """Probabilities are kept from zero before their logarithm is taken: float32 has 1e-7 around one."""
 
@@ -32,43 +33,33 @@ class Composite(Model):
 
     parts: list[Model] = field(default_factory=list)
 
-    def _answer(
-        self,
-        examples: pl.DataFrame,
-        keys: Mapping[str, pl.Series],
-        failures: list[RowError],
-        settings: Mapping[str, Any],
-        seed: int | None,
-    ) -> Answers:
-        bad = {e.row for e in failures}
-        good = np.array([i for i in range(examples.height) if i not in bad], np.int64)
-        answers: dict[str, pl.Series] = {}
-        if len(good):
-            clean = examples[good]
-            found = []
-            shared: dict[str, Encoded] = {}  # parts of one search read the rows in two or three ways, not in ten
-            for part in self.parts:
-                if part.reads not in shared:
-                    shared[part.reads] = part.pipeline.encode(clean.select([c.name for c in part.pipeline.inputs]))
-                encoded = shared[part.reads]
-                found.append(post.apply(part.run(encoded, None, 0 if seed is None else seed, good), part.manifest.get("post", [])))
-            outputs = combine(found, self.pipeline.outputs, self.manifest["model"])
-            answers = self.decode_rows(post.apply(outputs, self.manifest.get("post", [])), {})
-        columns = self._scatter(answers, good, examples.height)
-        kinds = {c.name: c.kind for c in self.pipeline.outputs}
-        return Answers(pl.DataFrame({**keys, **columns}), failures, examples.height, self.name, self.version, kinds)
+    def outputs(
+        self, examples: pl.DataFrame, params: Mapping[str, Any] | None = None, seed: int = 0, index: np.ndarray | None = None
+    ) -> tuple[dict[str, np.ndarray], Mapping[str, Context]]:
+        """Those of the parts, after their own steps, combined; there are no contexts."""
+        found = []
+        shared: dict[str, Encoded] = {}  # parts of one search read the rows in two or three ways, not in ten
+        for part in self.parts:
+            if part.reads not in shared:
+                shared[part.reads] = part.pipeline.encode(examples.select([c.name for c in part.pipeline.inputs]))
+            found.append(post.apply(part.run(shared[part.reads], None, seed, index), part.manifest.get("post", [])))
+        return combine(found, self.pipeline.outputs, self.manifest["model"]), {}
 
 
 def combine(found: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[Column], rule: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Graph outputs of the whole from those of the parts."""
     name = rule["combine"]
-    weights_P = np.asarray(rule.get("weights") or np.ones(len(found)), np.float64)
+    weights_P = np.asarray(rule.get("weights") or np.ones(len(found)), np.float64)  # a stack has weights of its own
     weights_P = weights_P / weights_P.sum()
     out = {}
     for column in outputs:
         part, _ = column.coder.head(column.state)
         key = f"{column.name}.{part}"
         stacked = np.stack([f[key].astype(np.float64) for f in found])
+        if name == "stack":
+            learnt = rule["stack"][key]
+            out[key] = (np.tensordot(np.asarray(learnt["weights"]), stacked, 1) + np.asarray(learnt["shifts"])).astype(np.float32)
+            continue
         if part == "logits":
             scores = np.stack([_scores(s, column.kind, name == "vote") for s in stacked])
             mean = np.tensordot(weights_P, scores, 1).clip(SMALLEST, 1 - SMALLEST)

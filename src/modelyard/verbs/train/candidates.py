@@ -27,12 +27,14 @@ from modelyard.data.folds import Fold, folds
 from modelyard.errors import ModelyardError
 from modelyard.kinds._contract import Array, take
 from modelyard.runtime.answers import Graph
+from modelyard.runtime.composite import combine
 from modelyard.runtime.pipeline import Pipeline, dense
 from modelyard.store import checkpoint
 from modelyard.store.state import pack, restore
 from modelyard.tasks._binding import Bound
-from modelyard.verbs.train import ensemble, learner
+from modelyard.verbs.train import calibrate, ensemble, learner, monotone
 from modelyard.verbs.train.ensemble import Truth
+from modelyard.verbs.train.weights import row_weights
 
 if TYPE_CHECKING:
     from modelyard.data.split import SplitConfig
@@ -60,10 +62,20 @@ TREES: tuple[dict[str, Any], ...] = (
 )
 """Boosted trees: the default, one with thresholds drawn at random (Geurts et al. 2006), a small and a large one."""
 
+LINEAR, FOREST = {"name": "linear"}, {"name": "forest", "variant": "extra", "trees": 60, "min_leaf": 5}
+"""The forest of a fold is small, since those of all folds are joined: five times 60 trees."""
+
 PRESETS = {
-    "balanced": Preset(5, 300, ({"name": "trees", "bags": 1}, {"name": "linear"}, *TREES[1:3])),
-    "best": Preset(8, 1200, (TREES[0], {"name": "linear"}, *TREES[1:])),
+    "balanced": Preset(5, 300, (TREES[0], LINEAR, TREES[1], FOREST, *TREES[2:])),
+    "best": Preset(8, 1200, (TREES[0], LINEAR, *TREES[1:], FOREST, {"name": "mlp"}, {"name": "neighbours"}, {**FOREST, "variant": "random"})),
 }
+
+SHARE = 0.25
+"""Share of the budget that a candidate may take; the first, without which there is no model, may take `FIRST`."""
+FIRST = 0.6
+
+MEANT, STACKED = 5, 12
+"""Candidates that a mean or a vote takes, and a stack."""
 
 RESERVE = 0.06
 """Share of the budget kept for the choice, saving and loading back."""
@@ -164,9 +176,11 @@ def search(bound: Bound, section: Any, job: _Job, split: SplitConfig) -> tuple[P
     usable = [c for c in tried if not c.reason]
     if not usable:
         raise ModelyardError(f"no candidate could be fitted; the first: {tried[0].reason}")
-    outputs = _weigh(found, usable)
+    rule, outputs = _weigh(found, usable)
     job.say(f"{sum(c.weight > 0 for c in usable)} of {len(tried)} candidates make the model")
-    return _finish(found, tried, usable, outputs)
+    if job.config.distil is not None:
+        return _distilled(found, tried, outputs)
+    return _finish(found, tried, usable, rule, outputs)
 
 
 def divide(bound: Bound, split: SplitConfig, k: int, seed: int) -> Rows:
@@ -224,7 +238,7 @@ def _try(found: Search, number: int, section: dict[str, Any], *, alone: bool) ->
         if found.job.resume and _again(found, candidate, choice, kept):
             return candidate
         found.say(candidate.label)
-        limit = found.left * (0.6 if alone else 1.0)
+        limit = min(found.left, (FIRST if alone else SHARE) * found.budget)
         if choice.estimator:
             _fit_estimator(found, candidate, choice, limit, alone)
         else:
@@ -259,13 +273,15 @@ def _fit_estimator(found: Search, candidate: Candidate, choice: learner.Choice, 
     candidate.pipeline = pipeline
     heads, rows, seed = pipeline.heads(), found.rows, found.job.config.seed
     states: list[Any] = []
+    more, heavy = monotone.options(choice, pipeline), row_weights(found.job.config, pipeline, targets, rows.weights)
 
     def fit(index: np.ndarray, held: np.ndarray | None, seconds: float) -> Any:
-        weights = None if rows.weights is None else rows.weights[index]
+        weights = None if heavy is None else heavy[index]
         valid = None if held is None else (_some(inputs, held), _some(targets, held))
         return module.fit(
-            _some(inputs, index), _some(targets, index), heads, choice.config, weights=weights, valid=valid, seed=seed, budget_s=seconds
-        )
+            _some(inputs, index), _some(targets, index), heads, choice.config, weights=weights, valid=valid, seed=seed, budget_s=seconds,
+            **more,
+        )  # fmt: skip
 
     def one(index: np.ndarray, held: np.ndarray, seconds: float) -> Callable[[dict[str, Array]], dict[str, np.ndarray]]:
         states.append(fit(index, held, seconds))
@@ -320,7 +336,7 @@ def _by_folds(found: Search, candidate: Candidate, inputs: Mapping[str, Array], 
     for done, (index, held) in enumerate(made):
         spent = time.monotonic() - began
         if done and not alone and spent / done * len(made) > 1.1 * limit:
-            candidate.reason = f"needs about {spent / done * len(made):.0f} s for {len(made)} folds; {limit:.0f} s were left"
+            candidate.reason = f"needs about {spent / done * len(made):.0f} s for {len(made)} folds; it may take {limit:.0f} s"
             return False
         if done and not alone and found.job.stop.is_set():
             candidate.reason = "interrupted"
@@ -394,30 +410,68 @@ def _graphs(member: Member, pipeline: Pipeline) -> dict[str, Graph]:
 # -- the choice -------------------------------------------------------------------------------------------------------------
 
 
-def _weigh(found: Search, usable: list[Candidate]) -> dict[str, np.ndarray]:
-    """Losses and weights of all candidates; returns the graph outputs of the weighted whole on the rows held out."""
+def _weigh(found: Search, usable: list[Candidate]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Sets losses and weights of all candidates; (the rule that combines those with a weight, graph outputs of the whole on the rows
+    held out), the latter by the very function that will answer."""
     held, pipeline = found.rows.held, usable[0].pipeline
     assert pipeline is not None
-    heads = pipeline.heads()
-    _, _, targets = next(iter(found.encoded.values()))
-    parts = {"category": "index", "label-set": "multi_hot", "number": "value"}
-    weights = None if found.rows.weights is None else found.rows.weights[held]
-    truths = [Truth(h, np.asarray(targets[f"{h.output}.{parts[h.kind]}"])[held], weights) for h in heads]
-    library = [{h.key: ensemble.answers(h, c.outputs[h.key][held]) for h in heads} for c in usable]
+    truths = _truths(found, pipeline)
+    library = [{t.head.key: ensemble.answers(t.head, c.outputs[t.head.key][held]) for t in truths} for c in usable]
     for candidate, one in zip(usable, library, strict=True):
         candidate.loss = ensemble.total(truths, one)
-    chosen = ensemble.select(truths, library)
-    for candidate, weight in zip(usable, chosen, strict=True):
-        candidate.weight = weight
-    mean = ensemble.graph_outputs(heads, ensemble.blend(library, chosen))
-    whole = {key: np.full((len(held), value.shape[1]), np.nan, np.float32) for key, value in mean.items()}
-    for key, value in mean.items():
+    rule = _rule(found.job.config.ensemble, usable, truths, library, held)
+    parts = [{k: v[held] for k, v in c.outputs.items()} for c in usable if c.weight > 0]
+    mixed = combine(parts, pipeline.outputs, rule) if len(parts) > 1 else parts[0]
+    whole = {key: np.full((len(held), value.shape[1]), np.nan, np.float32) for key, value in mixed.items()}
+    for key, value in mixed.items():
         whole[key][held] = value
-    return whole
+    return rule, whole
+
+
+def _truths(found: Search, pipeline: Pipeline) -> list[Truth]:
+    _, _, targets = next(iter(found.encoded.values()))
+    parts = {"category": "index", "label-set": "multi_hot", "number": "value"}
+    weights = None if found.rows.weights is None else found.rows.weights[found.rows.held]
+    return [Truth(h, np.asarray(targets[f"{h.output}.{parts[h.kind]}"])[found.rows.held], weights) for h in pipeline.heads()]
+
+
+def _rule(
+    how: str, usable: list[Candidate], truths: list[Truth], library: list[dict[str, np.ndarray]], held: np.ndarray
+) -> dict[str, Any]:
+    """The rule over the candidates that it gives a weight; how they are combined is `train.ensemble`."""
+    best = sorted(range(len(usable)), key=lambda i: usable[i].loss)
+    if how == "select":
+        weights = ensemble.select(truths, library)
+    else:
+        most = {"single": 1, "stack": STACKED}.get(how, MEANT)
+        weights = [1 / min(most, len(best)) if i in best[:most] else 0.0 for i in range(len(usable))]
+    for candidate, weight in zip(usable, weights, strict=True):
+        candidate.weight = weight
+    chosen = [c for c in usable if c.weight > 0]
+    if how == "stack":
+        learnt = {t.head.key: ensemble.stack(t, np.stack([c.outputs[t.head.key][held] for c in chosen])) for t in truths}
+        for i, candidate in enumerate(chosen):  # shown on the leaderboard: the share over all outputs
+            candidate.weight = float(np.mean([w[i] / max(sum(w), 1e-12) for w, _ in learnt.values()])) or 1e-9
+        return {"combine": "stack", "stack": {k: {"weights": w, "shifts": b} for k, (w, b) in learnt.items()}}
+    if how in ("mean", "vote"):
+        return {"combine": how}
+    return {"combine": "weights", "weights": [c.weight for c in chosen]}
+
+
+def _spread(rule: dict[str, Any], counts: list[int]) -> dict[str, Any]:
+    """The rule over all members, where candidate i has `counts[i]` of them (fold models of a net) that share its weight."""
+    if max(counts) == 1:
+        return rule
+    again = lambda weights: [w / n for w, n in zip(weights, counts, strict=True) for _ in range(n)]  # noqa: E731
+    if rule["combine"] == "stack":
+        return {**rule, "stack": {k: {**v, "weights": again(v["weights"])} for k, v in rule["stack"].items()}}
+    if rule["combine"] == "vote":
+        return {"combine": "vote"}
+    return {"combine": "weights", "weights": again(rule.get("weights") or [1 / len(counts)] * len(counts))}
 
 
 def _finish(
-    found: Search, tried: list[Candidate], usable: list[Candidate], outputs: dict[str, np.ndarray]
+    found: Search, tried: list[Candidate], usable: list[Candidate], rule: dict[str, Any], outputs: dict[str, np.ndarray]
 ) -> tuple[Path, dict[str, Any], Bound, dict[str, np.ndarray]]:
     """Saves the chosen candidates: one as it is, several as a composite with their weights."""
     from modelyard.verbs.train.compose import compose
@@ -426,26 +480,53 @@ def _finish(
     run, name = found.job.run, found.job.name
     seconds = time.monotonic() - found.began
     facts = {"training": {"seconds": seconds, "candidates": len(tried)}, "seed": found.job.config.seed, "out_of_fold": True}
-    parts = [(c, m, c.weight / len(c.members), f"{c.label}.{i}" if len(c.members) > 1 else c.label)
-             for c in usable if c.weight > 0 for i, m in enumerate(c.members)]  # fmt: skip
+    chosen = [c for c in usable if c.weight > 0]
+    parts = [(c, m, f"{c.label}.{i}" if len(c.members) > 1 else c.label) for c in chosen for i, m in enumerate(c.members)]
+    config, frame = found.job.config, found.rows.bound.splits["train"]
+    fitted = chosen[0].pipeline
+    assert fitted is not None
+    held = calibrate.out_of_fold(fitted, frame, outputs) if calibrate.wanted(config) else None
     folders: dict[str, Path] = {}
     rows: list[dict[str, Any]] | None = None
-    for candidate, member, _, label in parts:
+    for candidate, member, label in parts:
         assert candidate.pipeline is not None
         own = dataclasses.replace(found.rows.bound, pipeline=candidate.pipeline)
         target = run.model if len(parts) == 1 else run.folder / "parts" / label
         if not (target / "manifest.json").is_file():
-            save(target, name, own, member.section, member.graphs, member.parameters, member.arrays, facts, rows=rows)
+            whole = config if len(parts) == 1 else None  # of several the composite is calibrated, not its parts
+            save(target, name, own, member.section, member.graphs, member.parameters, member.arrays, facts, whole, rows, held)
         if rows is None:
             rows = stored_rows(target)
         folders[label] = target
     folder = run.model
     if len(parts) > 1:
-        folder = compose(run.model, name, folders, {"combine": "weights", "weights": [w for *_, w, _ in parts]}, facts)
+        rule = _spread(rule, [len(c.members) for c in chosen])
+        folder = compose(run.model, name, folders, rule, facts, found.rows.bound, config, held)
     first = parts[0][0]
     assert first.pipeline is not None
     facts["leaderboard"] = leaderboard(found, tried, first.pipeline)
     return folder, facts, dataclasses.replace(found.rows.bound, pipeline=first.pipeline), outputs
+
+
+def _distilled(
+    found: Search, tried: list[Candidate], outputs: dict[str, np.ndarray]
+) -> tuple[Path, dict[str, Any], Bound, dict[str, np.ndarray]]:
+    """One small model that learnt the answers of the whole (Hinton, Vinyals & Dean 2015, with out-of-fold answers as in Fakoor et al. 2020).
+
+    Its own validation scores are not given: the answers it learnt came from models that saw other rows' labels.
+    """
+    from modelyard.verbs.train.distil import distil
+
+    own, section, graphs, parameters, arrays = distil(found, outputs)
+    from modelyard.verbs.train.save import save
+
+    facts = {
+        "training": {"seconds": time.monotonic() - found.began, "candidates": len(tried)}, "seed": found.job.config.seed, "out_of_fold": True,
+        "distilled_from": [c.label for c in tried if c.weight > 0],
+    }  # fmt: skip
+    folder = save(found.job.run.model, found.job.name, own, section, graphs, parameters, arrays, facts, found.job.config)
+    facts["leaderboard"] = leaderboard(found, tried, own.pipeline)
+    return folder, facts, own, {}
 
 
 def stored_rows(folder: Path) -> list[dict[str, Any]]:

@@ -90,20 +90,38 @@ def select(
     return weights
 
 
+def stack(truth: Truth, outputs_PNK: np.ndarray, ridge: float = 1e-3) -> tuple[list[float], list[float]]:
+    """((P,) weights, (K,) shifts) of a linear model over the graph outputs of all models: Σ_p w_p z_p + b.
+
+    Breiman 1996, "Stacked regressions": weights are not negative, so that two alike models cannot be played off against each other.
+    They minimise `loss` plus `ridge` · |w - 1/P|², by L-BFGS-B, on out-of-fold outputs.
+    """
+    from scipy.optimize import minimize
+
+    count, rows, size = outputs_PNK.shape
+    z_PNK, head = outputs_PNK.astype(np.float64), truth.head
+    weights_N = np.full(rows, 1 / rows) if truth.weights_N is None else truth.weights_N / truth.weights_N.sum()
+    if head.kind == "category":
+        target_NK = np.eye(size)[truth.target]
+    else:
+        target_NK = np.asarray(truth.target, np.float64).reshape(rows, -1)
+
+    def objective(p: np.ndarray) -> tuple[float, np.ndarray]:
+        mixed_NK = np.tensordot(p[:count], z_PNK, 1) + p[count:]
+        found_NK = answers(head, mixed_NK) if head.kind != "number" else mixed_NK
+        value = loss(truth, found_NK) + ridge * float(((p[:count] - 1 / count) ** 2).sum())
+        share = 2.0 if head.kind == "number" else 1.0 / size if head.kind == "label-set" else 1.0
+        slope_NK = share * weights_N[:, None] * (found_NK - target_NK)
+        to_weights = np.tensordot(z_PNK, slope_NK, 2) + 2 * ridge * (p[:count] - 1 / count)
+        return value, np.concatenate([to_weights, slope_NK.sum(0)])
+
+    start = np.concatenate([np.full(count, 1 / count), np.zeros(size)])
+    bounds = [(0.0, None)] * count + [(None, None)] * size
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
+    return found.x[:count].tolist(), found.x[count:].tolist()
+
+
 def blend(library: Sequence[Mapping[str, np.ndarray]], weights: Sequence[float]) -> dict[str, np.ndarray]:
     """The weighted mean of answers."""
     keys = library[0].keys()
     return {key: np.tensordot(np.asarray(weights), np.stack([one[key] for one in library]), 1) for key in keys}
-
-
-def graph_outputs(heads: Sequence[Head], found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Averaged answers as graph outputs again (logits), as a composite gives them."""
-    out = {}
-    for head in heads:
-        value = found[head.key]
-        if head.kind == "category":
-            value = np.log(value.clip(TINY, 1 - TINY))
-        elif head.kind == "label-set":
-            value = np.log(value.clip(TINY, 1 - TINY) / (1 - value.clip(TINY, 1 - TINY)))
-        out[head.key] = value.astype(np.float32)
-    return out
