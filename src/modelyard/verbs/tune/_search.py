@@ -266,7 +266,7 @@ class Search:
         best, trial = self._best(), self.found[number]
         if state == "pruned" and trial["scores"]:
             value = trial["scores"][max(trial["scores"])]
-        kept = {k: trial[k] for k in ("epochs", "of", "unit", "seconds") if k in trial}
+        kept: dict[str, Any] = {k: trial[k] for k in ("epochs", "of", "unit", "seconds") if k in trial}
         entry: dict[str, Any] = {
             "trial": number, "state": state, "value": value, **kept, **facts, "scores": [[r, v] for r, v in sorted(trial["scores"].items())],
         }  # fmt: skip
