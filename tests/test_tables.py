@@ -183,6 +183,19 @@ def test_vector_leaves_by_masks_by_walking_and_by_hand() -> None:
             assert np.abs(total - walked[i]).max() < 1e-12
 
 
+@pytest.mark.parametrize("variant", ["random", "extra"])
+def test_forests_of_large_tables_stay_small(variant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trees see so many rows at most, and have so many leaves; limits are lowered here."""
+    inputs = table(600)
+    for limit, most in (("ROWS", 60), ("LEAVES", 8)):
+        with monkeypatch.context() as lowered:
+            lowered.setattr(forest, limit, most)
+            state = forest.fit(inputs, targets_of(inputs, NUMBER), [NUMBER], forest.Config(variant=variant, trees=5, min_leaf=1))
+        f = state.forests["y.value"]
+        leaves = np.add.reduceat(f.left == np.arange(len(f.left)), f.roots)
+        assert most / 2 <= leaves.max() <= most
+
+
 def test_categories_are_ordered_by_their_target() -> None:
     """Ranks rise with the mean target; ids that training never had are missing; three classes lie along one line."""
     ids = np.repeat(np.arange(2, 8), 50)[:, None].astype(np.int32)
@@ -308,6 +321,22 @@ def test_ties_copies_and_rare_values() -> None:
     state = neighbours.fit(many, {"y.value": np.arange(600, dtype=np.float32)}, [NUMBER], neighbours.Config(k=1))
     _, far = neighbours.nearest(state, np.zeros((3, 0), np.float32), np.int32([[5], [400], [5000]]), 2)
     assert np.allclose(far, [[0, 0.5], [0, 0], [0, 0]])
+
+
+def test_outliers_neither_hide_neighbours_nor_cost_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row ten thousand deviations away: the same neighbours as by a slow loop, and few distances are worked out twice."""
+    inputs, fresh = table(2000), table(50, seed=4)
+    for rows in (inputs, fresh):
+        rows["table.numbers"][:3] *= 1e4  # type: ignore[index, operator]
+    state = neighbours.fit(inputs, targets_of(inputs, NUMBER), [NUMBER], neighbours.Config(k=5))
+    worked: list[int] = []
+    original = neighbours._distances
+    monkeypatch.setattr(neighbours, "_distances", lambda *a: worked.append(len(a[3])) or original(*a))
+    where, _ = neighbours.nearest(state, np.asarray(fresh["table.numbers"]), np.asarray(fresh["table.categories"]), 5)
+    here = points({"table.numbers": state.numbers, "table.categories": state.ids}, [4, 40])
+    for i, x in enumerate(points(fresh, [4, 40])):
+        assert where[i].tolist() == np.argsort(((here - x) ** 2).sum(1), kind="stable")[:5].tolist()
+    assert sum(worked) < 50 * 2000 / 4
 
 
 def test_the_number_of_neighbours_is_chosen_by_leaving_out() -> None:
