@@ -21,7 +21,7 @@ from modelyard.runtime.model import Model
 from modelyard.verbs.tune import Config, Tuned, _search, _space, _trial, tune
 from modelyard.verbs.tune._journal import Journal, trials
 from modelyard.verbs.tune._space import Choice, Range, Settings, dimension
-from modelyard.verbs.tune._study import Study, importances
+from modelyard.verbs.tune._study import Suggestions, importances
 
 pytest.importorskip("optuna", reason="the search needs the extra 'tune'")
 pytest.importorskip("sklearn", reason="the trials need the extra 'train'")
@@ -139,53 +139,71 @@ def test_a_grid_has_each_combination_once_and_skips_what_has_no_meaning() -> Non
 # --- suggestions -----------------------------------------------------------------------------------------------------
 
 
-def settings_of(method: str, **more: Any) -> Any:
-    return Config(method=method, search={"train.lr": "log 1e-4..1"}, **more)
-
-
 def play(method: str, finished: dict[int, dict[str, Any]], count: int) -> dict[int, dict[str, Any]]:
-    """A study of a formula, without training; `finished` is what a journal held before."""
+    """A search of a formula, without training; `finished` is what a journal held before."""
     space = _space.read({"train.lr": "log 1e-4..1", "train.batch": [16, 32, 64], "train.dropout": "0..0.5"}, Settings("mlp", {}, {}))
-    config = settings_of(method, seed=3)
-    study = Study(registry.load("verbs/tune", method), space, "lower", config)
-    found = json.loads(json.dumps({str(k): v for k, v in finished.items()}))
-    found = {int(k): v for k, v in found.items()}
-    study.replay(found)
-    while len([t for t in found.values() if "state" in t]) < count:
-        asked = study.ask()
-        assert asked is not None
-        x = (math.log10(asked.params["train.lr"]) + 2) ** 2 + asked.params["train.dropout"] + asked.params["train.batch"] / 64
-        rungs, state, value = [], "complete", x
-        for rung in range(config.rungs if study.method.PRUNES else 0):
-            value = x + 1 / (rung + 1)
-            rungs.append(value)
-            if study.report(asked, rung, value) and rung < config.rungs - 1:
-                state = "pruned"
-                break
-        if asked.number % 7 == 5:
-            state, value = "failed", None  # type: ignore[assignment]
-        attrs = study.tell(asked, state, value)
-        found[asked.number] = {"trial": asked.number, "params": asked.params, "state": state, "value": value, "rungs": rungs, "attrs": attrs}
-    return found
+    config = Config(method=method, search={"train.lr": "log 1e-4..1"}, seed=3)
+    module = registry.load("verbs/tune", method)
+    suggestions = Suggestions(module, space, "lower", config)
+    found = {int(k): v for k, v in json.loads(json.dumps(finished)).items()}
+    for t in found.values():
+        t["scores"] = {int(k): v for k, v in t["scores"].items()}
+    while True:
+        waiting = {n for n, t in found.items() if "state" not in t}
+        number = module.promoted({n: t["scores"] for n, t in found.items()}, waiting, config) if module.PRUNES else None
+        rung = config.rungs - 1 if not module.PRUNES else max(found[number]["scores"]) + 1 if number is not None else 0
+        if number is None:
+            if (number := len(found)) >= count:
+                return found
+            params = suggestions.next(number, found)
+            assert params is not None
+            found[number] = {"params": params, "scores": {}}
+            rung = module.first_rung(number, config) if module.PRUNES else rung
+        p = found[number]["params"]
+        x = (math.log10(p["train.lr"]) + 2) ** 2 + p["train.dropout"] + p["train.batch"] / 64 + 1 / (rung + 1)
+        if module.PRUNES:
+            found[number]["scores"][rung] = x
+        if number % 7 == 5:
+            found[number]["state"] = "failed"
+        elif rung == config.rungs - 1:
+            found[number] |= {"state": "complete", "value": x}
 
 
 @pytest.mark.parametrize("method", ["tpe", "random", "halving", "hyperband"])
-def test_a_replayed_study_goes_on_as_if_it_had_never_stopped(method: str) -> None:
+def test_suggestions_follow_from_what_was_found_before(method: str) -> None:
+    """Cut anywhere, the search goes on as if it had never stopped."""
     whole = play(method, {}, 36)
     for cut in (1, 13, 22, 35):
-        assert play(method, {n: t for n, t in whole.items() if n < cut}, 36) == whole
-        begun = {n: t if n < cut else {"trial": n, "params": t["params"]} for n, t in whole.items() if n <= cut}
-        assert play(method, begun, 36) == whole  # killed in the middle of trial `cut`
-    assert {t["state"] for t in whole.values()} >= ({"complete", "pruned"} if method in ("halving", "hyperband") else {"complete"})
+        assert play(method, play(method, {}, cut), 36) == whole
+    assert sum(t.get("state") == "complete" for t in whole.values()) >= 3
 
 
-def test_guided_search_beats_chance_and_halving_spends_its_rungs_on_the_good() -> None:
-    """Of a bowl: the mean of the last ten values is lower under TPE; under halving whole trials are better than pruned ones."""
-    tpe, chance, halving = (play(m, {}, 36) for m in ("tpe", "random", "halving"))
-    last = lambda found: np.mean([t["value"] for t in list(found.values())[-10:] if t["value"] is not None])  # noqa: E731
-    assert last(tpe) < 0.6 * last(chance)
-    first = {s: np.mean([t["rungs"][0] for t in halving.values() if t["state"] == s]) for s in ("complete", "pruned")}
-    assert first["complete"] < first["pruned"] and sum(len(t["rungs"]) for t in halving.values()) < 2 * 36
+def test_guided_search_beats_chance() -> None:
+    """Of a bowl: the mean of the last ten values."""
+    last = lambda found: np.mean([t["value"] for t in list(found.values())[-10:] if "value" in t])  # noqa: E731
+    assert last(play("tpe", {}, 36)) < 0.6 * last(play("random", {}, 36))
+
+
+def test_the_best_third_goes_on_and_the_highest_rung_first() -> None:
+    """Against the rule by hand: of nine trials three come to the second rung and one of these to the last."""
+    config = SimpleNamespace(eta=3, rungs=3, seed=0)
+    scores = {n: {0: float(v)} for n, v in enumerate([5, 3, 8, 1, 9, 2, 7, 6, 4])}
+    promoted = registry.load("verbs/tune", "halving").promoted
+    first_two = {n: scores[n] for n in (0, 1)}
+    assert promoted(first_two, {0, 1}, config) is None and promoted({n: scores[n] for n in range(3)}, {0, 1, 2}, config) == 1
+    order = []
+    while (number := promoted(scores, set(scores), config)) is not None and len(order) < 20:
+        rung = max(scores[number]) + 1
+        scores[number][rung] = scores[number][0] + rung
+        order.append((number, rung))
+    assert sorted(order) == [(1, 1), (3, 1), (3, 2), (5, 1)] and order[-1] == (3, 2)
+    assert promoted(scores, set(scores) - {3}, config) is None
+
+
+def test_brackets_of_hyperband_have_the_shares_of_the_paper() -> None:
+    config = SimpleNamespace(eta=3, rungs=3, seed=1)
+    drawn = np.bincount([registry.load("verbs/tune", "hyperband").first_rung(n, config) for n in range(10 * 17)])
+    assert drawn.tolist() == [90, 50, 30]  # ceil(3 * 9 / 3), ceil(3 * 3 / 2), 3 / 1 of every 17
 
 
 def test_a_small_space_is_tried_out_without_repeating(tmp_path: Path) -> None:
@@ -306,8 +324,10 @@ def test_halving_goes_on_from_checkpoints_and_ends_as_an_unpruned_training(tmp_p
 
 def test_trees_are_halved_by_rounds(tmp_path: Path) -> None:
     pytest.importorskip("lightgbm")
-    found = search(tmp_path, model={"name": "trees", "trees": 45, "bags": 1}, tune__search={"model.lr": "log 1e-3..0.5"}, tune__method="halving", tune__trials=4)
-    assert {(t["epochs"], t["of"], t["unit"]) for t in trials(journal(found)).values()} <= {(5, 45, "trees"), (15, 45, "trees"), (45, 45, "trees")}
+    trees = {"name": "trees", "trees": 45, "bags": 1}
+    found = search(tmp_path, model=trees, tune__search={"model.lr": "log 1e-3..0.5"}, tune__method="halving", tune__trials=4)
+    taken = {(t["epochs"], t["of"], t["unit"]) for t in trials(journal(found)).values()}
+    assert taken <= {(5, 45, "trees"), (5 + 15, 45, "trees"), (5 + 15 + 45, 45, "trees")}  # an estimator begins again at each rung
     assert found.pruned
 
 
