@@ -266,7 +266,8 @@ def test_streamed_rows_are_filled_alike(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(stream, "CHUNK", 150)
     table(600).drop("t").write_csv(tmp_path / "rows.csv")
-    inputs = {"a": {"kind": "number", "missing": "knn"}, "b": "number", "c": {"kind": "category", "missing": "mode"}, "d": {"kind": "number", "missing": "median"}}
+    rules = {"a": ("number", "knn"), "b": ("number", "keep"), "c": ("category", "mode"), "d": ("number", "median")}
+    inputs = {name: {"kind": kind, "missing": method} for name, (kind, method) in rules.items()}
     bound = bind(DataConfig(path="rows.csv", target="y", inputs=inputs, stream=True), None, tmp_path)
     assert bound.stream is not None and len(bound.stream.parts) > 2
     bound.pipeline.fit(bound.stream)
