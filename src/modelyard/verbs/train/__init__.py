@@ -173,8 +173,9 @@ def _fit(bound: Bound, model: Any, job: _Job, split: SplitConfig) -> tuple[Path,
 
 
 def _fit_named(bound: Bound, model: Any, job: _Job) -> tuple[Path, dict[str, Any]]:
-    from modelyard.verbs.train import learner
+    from modelyard.verbs.train import calibrate, learner
 
+    calibrate.require(bound, job.config)
     choice = learner.choose(model, bound.pipeline, bound.tasks, bound.rows["train"])
     job.say(f"training {', '.join(choice.names)} on {bound.rows['train']} examples")
     job.run.update(state="training", model={"model": choice.names}, data=_data(bound))
