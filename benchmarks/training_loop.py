@@ -7,18 +7,19 @@
 Every side trains the same architecture from the same initial weights with AdamW (fused) and cross-entropy on MNIST in batches
 of 128, counts training loss and accuracy on held-out images after each epoch, and sees float32 pixels in memory. Epochs are timed one
 by one in the order A B C, C A B, …; a ratio is that of epochs made in the same round, so that what else runs on the machine hits all
-sides alike. Reported: median of the paired ratios with a 95 % bootstrap interval, for wall time and for CPU time of the process, which
-other processes disturb less. Start-up (building, the first epoch) is reported apart.
+sides alike; every side lives in a process of its own. Accuracies are means over the second half of the epochs. Reported: median of the
+paired ratios with a 95 % bootstrap interval, for wall time and for CPU time of the process, which other processes disturb less.
+Start-up (building, the first epoch) is reported apart.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import gzip
 import json
 import os
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -239,43 +240,68 @@ def interval(ratios: list[float], seed: int = 0) -> list[float]:
     return [round(float(v), 3) for v in (np.median(ratios), *np.percentile(found, [2.5, 97.5]))]
 
 
-def compare(name: str, seconds: float) -> dict[str, Any]:
-    """Ratios of ours to each other side."""
+BUILDERS: dict[str, Callable[[nn.Module, tuple[torch.Tensor, ...]], Epoch]] = {
+    "ours": ours, "lightning": lambda net, data: lightning(net, data)[0], "plain": lambda net, data: plain(net, data, checked=False),
+    "plain+check": lambda net, data: plain(net, data, checked=True),
+}  # fmt: skip
+
+
+def child(side: str, name: str) -> None:
+    """One side of one net: an epoch for every line on stdin, what it found and took as a line of JSON."""
     make, rows = NETS[name]
     data = mnist(rows)
     torch.manual_seed(0)
-    first = make()
-    builders: dict[str, Callable[[], Epoch]] = {
-        "ours": lambda: ours(copy.deepcopy(first), data),
-        "lightning": lambda: lightning(copy.deepcopy(first), data)[0],
-        "plain": lambda: plain(copy.deepcopy(first), data, checked=False),
-        "plain+check": lambda: plain(copy.deepcopy(first), data, checked=True),
-    }
-    sides, start_up, accuracy = {}, {}, {}
-    for side, build in builders.items():
-        begin = time.perf_counter()
-        sides[side] = build()
-        sides[side]()
-        start_up[side] = round(time.perf_counter() - begin, 2)
-    walls: dict[str, list[float]] = {side: [] for side in sides}
-    cpus: dict[str, list[float]] = {side: [] for side in sides}
+    begin = time.perf_counter()
+    epoch = BUILDERS[side](make(), data)
+    epoch()
+    start_up = time.perf_counter() - begin
+    answer = os.fdopen(os.dup(1), "w")  # what libraries print must not come between
+    os.dup2(2, 1)
+    print(json.dumps({"start-up": start_up}), file=answer, flush=True)
+    for _ in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        _, accuracy = epoch()
+        print(json.dumps({"accuracy": accuracy, "wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}), file=answer, flush=True)
+
+
+def compare(name: str, seconds: float, threads: int) -> dict[str, Any]:
+    """Ratios of ours to each other side. Every side lives in a process of its own: threads that one side leaves waiting for work
+    spin for a while, and in one process took half of the other side's time."""
+    sides, start_up = {}, {}
+    for side in BUILDERS:
+        command = [sys.executable, __file__, "--child", side, "--nets", name, "--threads", str(threads)]
+        sides[side] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        start_up[side] = round(float(_read(sides[side])["start-up"]), 2)
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     order = list(sides)
     draw = random.Random(0)
-    while sum(walls["ours"]) < seconds or len(walls["ours"]) < 5:
+    while sum(f["wall"] for f in found["ours"]) < seconds or len(found["ours"]) < 5:
         draw.shuffle(order)
         for side in order:
-            wall, cpu = time.perf_counter(), time.process_time()
-            _, accuracy[side] = sides[side]()
-            walls[side].append(time.perf_counter() - wall)
-            cpus[side].append(time.process_time() - cpu)
+            pipe = sides[side].stdin
+            assert pipe is not None
+            pipe.write("go\n")
+            pipe.flush()
+            found[side].append(_read(sides[side]))
+    for process in sides.values():
+        process.kill()
     others = [side for side in sides if side != "ours"]
-    pairs: Callable[[dict[str, list[float]], str], list[float]] = lambda t, s: [a / b for a, b in zip(t["ours"], t[s], strict=True)]  # noqa: E731
+    pairs: Callable[[str, str], list[float]] = lambda side, key: [a[key] / b[key] for a, b in zip(found["ours"], found[side], strict=True)]  # noqa: E731
     return {
-        "net": name, "epochs": len(walls["ours"]), "rows": rows,
-        "seconds an epoch": {s: round(float(np.median(v)), 3) for s, v in walls.items()},
-        "wall ratio": {s: interval(pairs(walls, s)) for s in others}, "cpu ratio": {s: interval(pairs(cpus, s)) for s in others},
-        "accuracy": {s: round(v, 4) for s, v in accuracy.items()}, "start-up": start_up,
+        "net": name, "epochs": len(found["ours"]), "rows": NETS[name][1],
+        "seconds an epoch": {s: round(float(np.median([f["wall"] for f in v])), 3) for s, v in found.items()},
+        "wall ratio": {s: interval(pairs(s, "wall")) for s in others}, "cpu ratio": {s: interval(pairs(s, "cpu")) for s in others},
+        "accuracy": {s: round(float(np.mean([f["accuracy"] for f in v[len(v) // 2 :]])), 4) for s, v in found.items()}, "start-up": start_up,
     }  # fmt: skip
+
+
+def _read(process: subprocess.Popen[str]) -> dict[str, float]:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"a side ended early: {process.args}")
+    found: dict[str, float] = json.loads(line)
+    return found
 
 
 def batches(seconds: float) -> dict[str, Any]:
@@ -315,12 +341,16 @@ def main() -> None:
     parser.add_argument("--nets", default=",".join(NETS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batches", action="store_true", help="only the batches")
+    parser.add_argument("--child", choices=BUILDERS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    if given.child:
+        child(given.child, given.nets)
+        return
     result: dict[str, Any] = {"batches": batches(min(5, given.seconds))}
     print(json.dumps(result["batches"], indent=1), file=sys.stderr)
     for name in [] if given.batches else given.nets.split(","):
-        result[name] = found = compare(name, given.seconds)
+        result[name] = found = compare(name, given.seconds, given.threads)
         for side, (middle, low, high) in found["wall ratio"].items():
             cpu = found["cpu ratio"][side]
             line = f"{name:6} ours / {side:11}  wall {middle:.3f} [{low:.3f}, {high:.3f}]  cpu {cpu[0]:.3f} [{cpu[1]:.3f}, {cpu[2]:.3f}]"

@@ -60,7 +60,8 @@ TARGETS: dict[str, Any] = {
     "labels": lambda r: [LABELS[r.random(3) < 0.5].tolist() for _ in range(ROWS)],
 }
 CASES = [
-    *((table, t, m) for m in ("trees", "linear", "mlp") for t in TARGETS),
+    *((table, t, m) for m in ("trees", "linear", "mlp", "forest", "neighbours") for t in TARGETS),
+    *((table, "label", m) for m in ("tabm", "ft-transformer")),
     (table, None, "k-means"),
     *((texts, "label", m) for m in ("linear", "bag", "text-cnn", "transformer")),
     (texts, "labels", "linear"),

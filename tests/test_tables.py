@@ -17,7 +17,7 @@ pytest.importorskip("sklearn")
 
 from modelyard import registry
 from modelyard.data.source import DataConfig
-from modelyard.errors import DataError
+from modelyard.errors import DataError, MissingExtra
 from modelyard.estimators import _forest, forest, linear, neighbours
 from modelyard.kinds._bins import Bins, BinsConfig
 from modelyard.kinds._contract import Array, Head, Part
@@ -219,6 +219,41 @@ def test_out_of_bag_answers() -> None:
     errors = [((a - b) ** 2).mean() for a, b in ((out["y.value"][:, 0], y["y.value"]), (forest.apply(fresh, state)["y.value"][:, 0], truth),
                                                  (forest.apply(inputs, state)["y.value"][:, 0], y["y.value"]))]  # fmt: skip
     assert abs(errors[0] / errors[1] - 1) < 0.25 and errors[2] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.1])
+@pytest.mark.parametrize("head", [CATEGORY, CLASSES, LABELS, NUMBER], ids=["two", "three", "labels", "number"])
+def test_catboost_is_read_as_it_answers(head: Head, missing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raw scores of the library on the same features, with missing values; ONNX on unseen categories."""
+    library = pytest.importorskip("catboost", reason="the extra 'catboost' is not installed")
+    from modelyard.estimators import catboost
+
+    models: list[Any] = []
+    original = library.CatBoost.fit
+    monkeypatch.setattr(library.CatBoost, "fit", lambda self, *a, **k: models.append(original(self, *a, **k)) or models[-1])
+    inputs, fresh = table(700, missing=missing), table(300, 5, missing)
+    state = catboost.fit(inputs, targets_of(inputs, head), [head], catboost.Config(trees=40, lr=0.2), seed=1)
+    x = forest.features(fresh, state.sources[head.key], state.tables[head.key])
+    raw = models[0].predict(x, prediction_type="RawFormulaVal").reshape(300, -1)
+    fresh["table.categories"][:20] = 1000  # type: ignore[index]
+    out = catboost.apply(fresh, state)[head.key]
+    ours = out[20:, 1:] - out[20:, :1] if head is CATEGORY else out[20:]
+    assert np.abs(ours - raw[20:]).max() < 1e-5
+    assert np.abs(run_onnx(catboost.graph(state, PARTS), fresh) - out).max() < 1e-5
+    joined = catboost.apply(fresh, catboost.join([state, state]))[head.key]
+    assert np.abs(joined - out).max() < 1e-5
+
+
+def test_catboost_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the library the message holds the line that installs it."""
+    import sys
+
+    from modelyard.estimators import catboost
+
+    monkeypatch.setitem(sys.modules, "catboost", None)
+    inputs = table(30)
+    with pytest.raises(MissingExtra, match=r"pip install 'modelyard\[catboost\]'"):
+        catboost.fit(inputs, targets_of(inputs, NUMBER), [NUMBER], catboost.Config())
 
 
 # -- neighbours --------------------------------------------------------------------------------------------------------------
@@ -448,10 +483,13 @@ def test_nets_learn_tables_with_gaps(model: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("head", [CATEGORY, CLASSES, LABELS, NUMBER], ids=["two", "three", "labels", "number"])
 @pytest.mark.parametrize(
-    ("name", "options"), [("forest", {}), ("forest", {"variant": "extra"}), ("neighbours", {}), ("linear", {}), ("trees", {})], ids=str
+    ("name", "options"), [("forest", {}), ("forest", {"variant": "extra"}), ("neighbours", {}), ("linear", {}), ("trees", {}), ("catboost", {})],
+    ids=str,
 )
 def test_awkward_tables(name: str, options: dict[str, Any], head: Head) -> None:
     """Twenty rows, a constant column, one without values, a class of one row; weights, a seed twice, no time at all."""
+    if name == "catboost":
+        pytest.importorskip("catboost", reason="the extra 'catboost' is not installed")
     module = registry.load("estimators", name)
     inputs = table(20)
     numbers = np.array(inputs["table.numbers"])

@@ -71,6 +71,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "classification · table · trees": {"task": "classification"},
     "classification · table · linear": {"task": "classification", "model": "linear"},
     "classification · table · mlp": {"task": "classification", "model": "mlp", "train.epochs": 3},
+    "classification · table · forest": {"task": "classification", "model": "forest"},
+    "classification · table · tabm": {"task": "classification", "model": "tabm", "train.epochs": 3},
     "classification · label set": {"data": tags, "target": "labels", "task": "classification"},
     "classification · text · linear": {"data": sentences, "target": "topic", "data.inputs": {"text": "text"}},
     "classification · text · bag": {"data": sentences, "target": "topic", "data.inputs": {"text": "text"}, "model": "bag", "train.epochs": 2},
@@ -80,6 +82,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "classification · image · cnn": {"data": digits, "target": "digit", "train.epochs": 2},
     "regression · table · trees": {"task": "regression"},
     "regression · table · mlp": {"task": "regression", "model": "mlp", "train.epochs": 3},
+    "regression · table · neighbours": {"task": "regression", "model": "neighbours"},
     "clustering · table · k-means": {"task": "clustering"},
     "two outputs · text and table · nets": {
         "data": mixed, "data.inputs": {"text": "text", "size": "number"}, "data.outputs": {"topic": "category", "price": "number"}, "train.epochs": 2,
@@ -98,6 +101,8 @@ SEARCHED: dict[str | None, dict[str, Any]] = {
     None: {"train.lr": "log 1e-3..1e-2"},
     "trees": {"model": [{"name": "trees", "leaves": 7}, {"name": "trees", "leaves": 15}]},
     "linear": {"model": [{"name": "linear", "c": 0.1}, {"name": "linear", "c": 1.0}]},
+    "forest": {"model": [{"name": "forest", "trees": 20}, {"name": "forest", "trees": 40}]},
+    "neighbours": {"model": [{"name": "neighbours", "k": 3}, {"name": "neighbours", "k": 9}]},
     "k-means": {"model": [{"name": "k-means", "groups": 2}, {"name": "k-means", "groups": 3}]},
 }
 """What the cell of `tune` searches, by estimator; None for nets."""

@@ -327,7 +327,7 @@ def rounded_down(thresholds: np.ndarray) -> np.ndarray:
     """The largest float32 not above each threshold: for every float32 x, `x <= t` is unchanged."""
     with np.errstate(over="ignore"):
         found = thresholds.astype(np.float32)
-    down = np.where(found.astype(np.float64) > thresholds, np.nextafter(found, np.float32(-math.inf)), found)
+        down = np.where(found.astype(np.float64) > thresholds, np.nextafter(found, np.float32(-math.inf)), found)
     return down.astype(np.float32)
 
 

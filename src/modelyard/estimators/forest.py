@@ -102,8 +102,8 @@ def _grow(
     state = State(_numbers(inputs).shape[1])
     for head in heads:
         part = {"category": "index", "label-set": "multi_hot", "number": "value"}[head.kind]
-        y_BC = _columns(targets[f"{head.output}.{part}"], head)
-        sources, tables = _lookups(inputs, y_BC, weights, config.categories)
+        y_BC = target_columns(targets[f"{head.output}.{part}"], head)
+        sources, tables = lookups(inputs, y_BC, weights, config.categories)
         x = features(inputs, sources, tables)
         budget = None if budget_s is None else budget_s / len(heads)
         model = _fitted(x, y_BC, head, config, weights, seed, budget, out is not None, progress)
@@ -120,22 +120,25 @@ def _numbers(inputs: Mapping[str, Array]) -> np.ndarray:
     return np.asarray(inputs["table.numbers"], np.float32) if "table.numbers" in inputs else np.zeros((rows, 0), np.float32)
 
 
-def _columns(y: np.ndarray, head: Head) -> np.ndarray:
+def target_columns(y: np.ndarray, head: Head) -> np.ndarray:
     """(B, C) float64: one column for numbers and for two classes, else one a class or label."""
     if head.kind == "category":
         return (y == 1).astype(np.float64)[:, None] if head.size == 2 else np.eye(head.size)[y]
     return np.asarray(y, np.float64).reshape(len(y), -1)
 
 
-def _lookups(inputs: Mapping[str, Array], y_BC: np.ndarray, weights: np.ndarray | None, how: str) -> tuple[np.ndarray, np.ndarray]:
-    """(sources, tables) of the category columns."""
+def lookups(
+    inputs: Mapping[str, Array], y_BC: np.ndarray, weights: np.ndarray | None, how: str, few: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(sources, tables) of the category columns; columns of up to `few` values as indicators, whatever `how`."""
     ids_Bm = np.asarray(inputs["table.categories"]) if "table.categories" in inputs else np.zeros((len(y_BC), 0), np.int32)
     sizes = (ids_Bm.max(axis=0, initial=0) + 1).tolist()
     width = max(sizes, default=0) + 1
     sources, rows = [], []
     for column, size in enumerate(sizes):
-        if how == "indicators":
-            for i in np.unique(ids_Bm[:, column]):
+        there = np.unique(ids_Bm[:, column])
+        if how == "indicators" or len(there) <= few:
+            for i in there[1:] if len(there) == 2 else there:
                 sources.append(column)
                 rows.append((np.arange(width) == i).astype(np.float32))
         else:
@@ -274,14 +277,10 @@ def join(states: list[State]) -> State:
 
 
 def graph(state: State, inputs: Mapping[str, Part]) -> Any:
-    """Look-ups, one TreeEnsemble an output and the logarithm, in float64 up to the answer.
-
-    A tree with vector leaves gives the number of its leaf in a column of its own; the rows of those numbers are then summed.
-    """
+    """Look-ups, one TreeEnsemble an output and the logarithm, in float64 up to the answer."""
     from onnx import TensorProto, helper, numpy_helper
 
     from modelyard.estimators._features import onnx_model
-    from modelyard.estimators.trees import ensemble
 
     nodes: list[Any] = []
     constants: list[Any] = []
@@ -296,26 +295,9 @@ def graph(state: State, inputs: Mapping[str, Part]) -> Any:
         return name
 
     for i, (key, forest) in enumerate(state.forests.items()):
-        kind, blocks = state.kinds[key], ["table.numbers"] if state.numbers else []
-        sources, tables = state.sources[key], state.tables[key]
-        if len(sources):
-            ids = node("Gather", ["table.categories", constant(f"sources{i}", sources, np.int64)], f"ids{i}", axis=1)
-            capped = node("Min", [ids, constant(f"last{i}", tables.shape[1] - 1, np.int32)], f"capped{i}")
-            places = node("Add", [capped, constant(f"starts{i}", np.arange(len(sources)) * tables.shape[1], np.int32)], f"places{i}")
-            blocks.append(node("Gather", [constant(f"tables{i}", tables.reshape(-1), np.float32), places], f"looked{i}"))
-        joined = node("Concat", blocks, f"joined{i}", axis=1)
-        wide = node("Cast", [joined], f"features{i}", to=TensorProto.DOUBLE)
-        mean = f"mean{i}"
-        columns = len(forest.base)
-        if len(forest.leaves):
-            nodes.append(ensemble(_numbered(forest), f"rows{i}", wide))
-            rows = node("Cast", [f"rows{i}"], f"numbers{i}", to=TensorProto.INT64)
-            leaves = node("Gather", [constant(f"leaves{i}", forest.leaves, np.float64), rows], f"gathered{i}", axis=0)
-            total = node("ReduceSum", [leaves, constant(f"axis{i}", [1], np.int64)], f"total{i}", keepdims=0)
-        else:
-            nodes.append(ensemble(forest, total := f"total{i}", wide))
-        node("Add", [total, constant(f"base{i}", forest.base, np.float64)], mean)
-        answer = mean
+        kind, columns = state.kinds[key], len(forest.base)
+        wide = lookup_nodes(nodes, constants, i, state.numbers, state.sources[key], state.tables[key])
+        answer = mean = sum_nodes(nodes, constants, i, forest, wide)
         if kind != "number":
             above = node("Max", [mean, constant(f"least{i}", SMALLEST, np.float64)], f"above{i}")
             p = node("Min", [above, constant(f"most{i}", 1 - SMALLEST, np.float64)], f"p{i}")
@@ -328,6 +310,53 @@ def graph(state: State, inputs: Mapping[str, Part]) -> Any:
         node("Cast", [answer], key, to=TensorProto.FLOAT)
         sizes[key] = columns
     return onnx_model(nodes, constants, inputs, sizes, ml=True)
+
+
+def lookup_nodes(nodes: list[Any], constants: list[Any], i: int, numbers: int, sources: np.ndarray, tables: np.ndarray) -> str:
+    """Appends what makes `features` in ONNX, of output number `i`; returns their name (float64)."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    blocks = ["table.numbers"] if numbers else []
+    if len(sources):
+        starts = np.arange(len(sources)) * tables.shape[1]
+        for name, value in (("sources", sources.astype(np.int64)), ("last", np.array(tables.shape[1] - 1, np.int32)),
+                            ("starts", starts.astype(np.int32)), ("tables", tables.reshape(-1))):  # fmt: skip
+            constants.append(numpy_helper.from_array(value, f"{name}{i}"))
+        nodes += [
+            helper.make_node("Gather", ["table.categories", f"sources{i}"], [f"ids{i}"], axis=1),
+            helper.make_node("Min", [f"ids{i}", f"last{i}"], [f"capped{i}"]),
+            helper.make_node("Add", [f"capped{i}", f"starts{i}"], [f"places{i}"]),
+            helper.make_node("Gather", [f"tables{i}", f"places{i}"], [f"looked{i}"]),
+        ]
+        blocks.append(f"looked{i}")
+    nodes.append(helper.make_node("Concat", blocks, [f"joined{i}"], axis=1))
+    nodes.append(helper.make_node("Cast", [f"joined{i}"], [f"features{i}"], to=TensorProto.DOUBLE))
+    return f"features{i}"
+
+
+def sum_nodes(nodes: list[Any], constants: list[Any], i: int, forest: Forest, wide: str) -> str:
+    """Appends the sum of the trees over the features named `wide`; returns its name, `(B, columns)` float64.
+
+    A tree with vector leaves gives the number of its leaf in a column of its own; the rows of those numbers are then summed.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    from modelyard.estimators.trees import ensemble
+
+    constants.append(numpy_helper.from_array(np.asarray(forest.base, np.float64), f"base{i}"))
+    if not len(forest.leaves):
+        nodes.append(ensemble(forest, f"total{i}", wide))
+    else:
+        constants.append(numpy_helper.from_array(forest.leaves, f"leaves{i}"))
+        constants.append(numpy_helper.from_array(np.array([1], np.int64), f"axis{i}"))
+        nodes += [
+            ensemble(_numbered(forest), f"rows{i}", wide),
+            helper.make_node("Cast", [f"rows{i}"], [f"numbers{i}"], to=TensorProto.INT64),
+            helper.make_node("Gather", [f"leaves{i}", f"numbers{i}"], [f"gathered{i}"], axis=0),
+            helper.make_node("ReduceSum", [f"gathered{i}", f"axis{i}"], [f"total{i}"], keepdims=0),
+        ]
+    nodes.append(helper.make_node("Add", [f"total{i}", f"base{i}"], [f"sum{i}"]))
+    return f"sum{i}"
 
 
 def _numbered(forest: Forest) -> Forest:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from modelyard.kinds._contract import Array, Context, Encoding, Kind, Part, RowError
+from modelyard.kinds._contract import SMALL, Array, Context, Encoding, Kind, Part, RowError
 
 MISSING, UNSEEN, RESERVED = 0, 1, 2
 """Ids of an input category: missing, not met in training, then the values by falling frequency."""
+
+TIES = 50
+"""Rows of which one may have a score within the tolerance of a set's border: closer calls than 1e-5 are rarer still."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,12 @@ class IndexState:
     counts: dict[str, int] = field(default_factory=dict)
     missing: int = 0
     labels: list[str] = field(default_factory=list)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Id of each label, for looking up a few values."""
+        first = 0 if self.target else RESERVED
+        return {label: first + i for i, label in enumerate(self.labels)}
 
 
 class Index(Encoding):
@@ -64,6 +74,7 @@ class Index(Encoding):
 
     def finish(self, state: IndexState) -> IndexState:
         """Orders the labels; ties in frequency are broken by the label itself."""
+        state.__dict__.pop("ids", None)
         if state.target:
             state.labels = sorted(state.counts, key=natural)
         else:
@@ -78,6 +89,9 @@ class Index(Encoding):
     def encode(self, column: pl.Series, state: IndexState, context: Context) -> dict[str, Array]:
         """`index` (B,), int32 for inputs. A target id is int64 and -1 where the label is missing or unknown."""
         first, absent, unseen = (0, -1, -1) if state.target else (RESERVED, MISSING, UNSEEN)
+        if len(column) <= SMALL:
+            found = [absent if v is None else state.ids.get(v, unseen) for v in column.to_list()]
+            return {"index": np.array(found, np.int64 if state.target else np.int32)}
         if not state.labels:
             ids = np.full(len(column), unseen, np.int32)
         else:
@@ -91,11 +105,19 @@ class Index(Encoding):
         return "logits", len(state.labels)
 
     def decode(self, arrays: Mapping[str, np.ndarray], state: IndexState, context: Context) -> dict[str, pl.Series]:
-        """Softmax scores of `logits` (B, K) and the label with the greatest `decision` (a post step) or score."""
+        """Softmax scores of `logits` (B, K), the label with the greatest `decision` (a post step) or score, and the labels of a
+        conformal `set` (B, K)."""
         scores_BK = softmax(arrays["logits"])
         chosen = arrays.get("decision", scores_BK).argmax(axis=1)
-        labels = pl.Series(state.labels, dtype=pl.String)
-        return {"": labels.gather(chosen.astype(np.uint32)), "scores": scores_struct(scores_BK, state.labels)}
+        if len(chosen) <= SMALL:
+            answer = pl.Series([state.labels[k] for k in chosen.tolist()], dtype=pl.String)
+        else:
+            answer = pl.Series(state.labels, dtype=pl.String).gather(chosen.astype(np.uint32))
+        found = {"": answer, "scores": scores_struct(scores_BK, state.labels)}
+        if "set" in arrays:
+            held = [[label for label, inside in zip(state.labels, row, strict=True) if inside] for row in arrays["set"].tolist()]
+            found["set"] = pl.Series(held, dtype=pl.List(pl.String))
+        return found
 
 
 class Category(Kind):
@@ -121,6 +143,21 @@ class Category(Kind):
         """0 where equal, 1 where not."""
         return a.ne_missing(b).to_numpy().astype(np.float64)
 
+    def agree(
+        self, a: Mapping[str, pl.Series], b: Mapping[str, pl.Series], scale: float, tolerance: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As for every kind; conformal sets must be equal too, but for rare near-ties: where the scores agree, one label may stand on
+        the other side of the border, in one row out of `TIES` at most. A border that moved would change more rows than that."""
+        difference, ok, tie = super().agree(a, b, scale, tolerance)
+        if ("set" in a) != ("set" in b):
+            return difference, np.zeros(len(ok), bool), tie
+        if "set" in a:
+            apart = np.array([len({*x} ^ {*y}) for x, y in zip(a["set"].to_list(), b["set"].to_list(), strict=True)])
+            rare = (apart > 0).sum() <= max(1, len(apart) // TIES)
+            ok &= (apart == 0) | ((apart == 1) & rare)
+            tie |= (apart == 1) & ok
+        return difference, ok, tie
+
     def summary(self, column: pl.Series) -> dict[str, Any]:
         """Number of values and the 50 most frequent."""
         counts = column.drop_nulls().value_counts()
@@ -136,6 +173,12 @@ class Category(Kind):
 
 def as_labels(column: pl.Series) -> tuple[pl.Series, list[RowError]]:
     """A raw column as label texts; nested values are row errors."""
+    dtype = column.dtype
+    if dtype == pl.String:
+        if len(column) <= SMALL and not any(_blank_ends(v) for v in column.to_list() if v is not None):
+            return column, []
+    elif dtype.is_integer() or dtype in (pl.Boolean, pl.Null):
+        return column.cast(pl.String), []
     if column.dtype.is_float():
         whole = column.is_finite().fill_null(False) & (column == column.round())
         small = column.abs() < 2**53
@@ -152,6 +195,11 @@ def as_labels(column: pl.Series) -> tuple[pl.Series, list[RowError]]:
         return pl.Series(column.name, values, dtype=pl.String), errors
     text = column.cast(pl.String).str.strip_chars()
     return text.set(text == "", None), []
+
+
+def _blank_ends(text: str) -> bool:
+    """Whether Polars might strip something: Python's blanks include all of Unicode's."""
+    return not text or text[0].isspace() or text[-1].isspace()
 
 
 def _as_label(value: Any) -> str | None:

@@ -81,7 +81,7 @@ class Scaled(Encoding):
     def encode(self, column: pl.Series, state: ScaledState, context: Context) -> dict[str, Array]:
         """Float32 `value` (B,) and, if fitted with missing values, `missing` (B,) of 0 and 1."""
         x = column.to_numpy().astype(np.float64)  # null -> NaN
-        scaled = np.clip((x - state.mean) / state.scale, -SCALED_LIMIT, SCALED_LIMIT)
+        scaled = np.minimum(np.maximum((x - state.mean) / state.scale, -SCALED_LIMIT), SCALED_LIMIT)
         absent = np.isnan(scaled)
         out: dict[str, Array] = {"value": np.where(absent, 0.0, scaled).astype(np.float32)}
         if state.missing:
@@ -132,8 +132,8 @@ class Raw(Encoding):
 
     def encode(self, column: pl.Series, state: RawState, context: Context) -> dict[str, Array]:
         """Float32 `value` (B,), NaN for missing, cut to the finite range of float32."""
-        x = column.to_numpy().astype(np.float64)
-        return {"value": np.clip(x, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)}
+        x = column.to_numpy()
+        return {"value": np.minimum(np.maximum(x, -FLOAT32_MAX), FLOAT32_MAX).astype(np.float32)}
 
 
 class Number(Kind):
@@ -146,9 +146,14 @@ class Number(Kind):
 
     def check(self, column: pl.Series) -> tuple[pl.Series, list[RowError]]:
         """Parses texts, takes booleans as 0 and 1, NaN as missing; refuses infinity and words."""
-        raw = column
-        if column.dtype == pl.Null:
+        dtype = column.dtype
+        if dtype.is_numeric():
+            wide = column if dtype == pl.Float64 else column.cast(pl.Float64, strict=False)
+            if int(np.count_nonzero(np.isfinite(wide.to_numpy()))) + column.null_count() == len(column):
+                return wide, []  # nothing to repair: the usual case, without the price of expressions
+        elif dtype == pl.Null:
             return column.cast(pl.Float64), []
+        raw = column
         if column.dtype == pl.Object or column.dtype.is_nested() or column.dtype.is_temporal():
             column = pl.Series(column.name, [_as_float(v) for v in column.to_list()], dtype=pl.Float64, strict=False)
         elif column.dtype == pl.String:
@@ -188,9 +193,13 @@ class Number(Kind):
     def agree(
         self, a: Mapping[str, pl.Series], b: Mapping[str, pl.Series], scale: float, tolerance: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Differences in units of `scale`, relative above one."""
-        size = np.maximum(1.0, np.abs(a[""].to_numpy()) / scale)
-        difference = self.distance(a[""], b[""]) / scale / size
+        """Differences in units of `scale`, relative above one; of the answer and of the ends of its interval."""
+        if a.keys() != b.keys():
+            return np.ones(len(a[""])), np.zeros(len(a[""]), bool), np.zeros(len(a[""]), bool)
+        difference = np.zeros(len(a[""]))
+        for part, values in a.items():
+            size = np.maximum(1.0, np.abs(values.to_numpy()) / scale)
+            difference = np.maximum(difference, self.distance(values, b[part]) / scale / size)
         return difference, difference <= tolerance, np.zeros(len(difference), bool)
 
     def evidence(self, column: pl.Series, encoding: Encoding, state: Any) -> np.ndarray:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from modelyard.kinds._contract import Array, Context, Encoding, Kind, Part, RowError
+from modelyard.kinds._contract import SMALL, Array, Context, Encoding, Kind, Part, RowError
 
 FORMATS = (
     "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y/%m/%d %H:%M:%S",
@@ -17,6 +19,9 @@ FORMATS = (
 )  # fmt: skip
 """Tried in this order; day/month orders that cannot be told apart (03/04/2020) are not guessed: they are refused."""
 
+ISO = re.compile(r"[12][0-9]{3}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?)?")
+
+EPOCH = datetime(1970, 1, 1)
 DAY_US = 86_400_000_000
 
 
@@ -70,12 +75,14 @@ class Calendar(Encoding):
 
     def encode(self, column: pl.Series, state: CalendarState, context: Context) -> dict[str, Array]:
         """Float32 `value` (B, 9)."""
-        us = column.dt.epoch("us")
-        absent = us.is_null().to_numpy()
-        days = us.fill_null(0).to_numpy() / DAY_US
+        moments = column.to_numpy().astype("datetime64[us]")
+        absent = np.isnat(moments)
+        moments = np.where(absent, np.datetime64(0, "us"), moments)
+        days = moments.astype(np.int64) / DAY_US
         spread = math.sqrt(state.m2 / state.count) if state.count and state.m2 > 0 else 1.0
-        year = column.dt.ordinal_day().fill_null(1).to_numpy() / 366.0
-        month = column.dt.day().fill_null(1).to_numpy() / 31.0
+        date = moments.astype("datetime64[D]")
+        year = ((date - date.astype("datetime64[Y]")).astype(np.int64) + 1) / 366.0
+        month = ((date - date.astype("datetime64[M]")).astype(np.int64) + 1) / 31.0
         # 1970-01-01 was a Thursday: +3 makes Monday 0
         turns = np.stack([days % 1.0, ((days + 3) % 7.0) / 7.0, month, year], axis=1) * (2 * np.pi)
         columns = [np.clip((days - state.mean) / spread, -100, 100)[:, None], np.sin(turns), np.cos(turns)]
@@ -107,6 +114,8 @@ class Timestamp(Kind):
             inside = us.abs() < 2**62
             parsed = us.set(~inside.fill_null(False), None).cast(pl.Int64, strict=False).cast(pl.Datetime("us"))
         else:
+            if len(column) <= SMALL and (clear := _iso(column)) is not None:
+                return clear, []
             text = column.cast(pl.String).str.strip_chars()
             raw = text.set(text == "", None)
             parsed = pl.Series(column.name, [None] * len(text), dtype=pl.Datetime("us"))
@@ -151,6 +160,18 @@ class Timestamp(Kind):
             "first": first.isoformat() if first is not None else None,  # type: ignore[union-attr]
             "last": last.isoformat() if last is not None else None,  # type: ignore[union-attr]
         }
+
+
+def _iso(column: pl.Series) -> pl.Series | None:
+    """A few texts that are all plain ISO dates or times without a zone; None where Polars has to look at them."""
+    values = column.to_list()
+    if not all(v is None or ISO.fullmatch(v) for v in values):
+        return None
+    try:
+        us = [None if v is None else (datetime.fromisoformat(v) - EPOCH) // timedelta(microseconds=1) for v in values]
+    except ValueError:  # the 30th of February
+        return None
+    return pl.Series(column.name, us, dtype=pl.Int64).cast(pl.Datetime("us"))
 
 
 KIND = Timestamp()

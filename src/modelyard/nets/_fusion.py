@@ -9,11 +9,16 @@ from torch import nn
 
 
 class Concatenate(nn.Module):
-    """Features side by side: `[(B, D_i)] -> (B, ΣD_i)`. One input passes unchanged, of any rank."""
+    """Features side by side: `[(B, D_i)] -> (B, ΣD_i)`. One input passes unchanged, of any rank.
 
-    def __init__(self, widths: Sequence[int], dropout: float = 0.0) -> None:
+    `own` are the widths of hidden layers that every output has for itself: without any, outputs share all but their last layer (hard
+    parameter sharing, Caruana 1997).
+    """
+
+    def __init__(self, widths: Sequence[int], dropout: float = 0.0, own: Sequence[int] = ()) -> None:
         super().__init__()
         self.width = sum(widths)
+        self.own = list(own)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
@@ -22,8 +27,14 @@ class Concatenate(nn.Module):
         return fused
 
     def head(self, size: int) -> nn.Module:
-        """A linear head on the fused features."""
-        return nn.Linear(self.width, size)
+        """A linear head on the fused features, behind the output's own hidden layers."""
+        layers: list[nn.Module] = []
+        width = self.width
+        for hidden in self.own:
+            layers += [nn.Linear(width, hidden), nn.ReLU()]
+            width = hidden
+        last = nn.Linear(width, size)
+        return nn.Sequential(*layers, last) if layers else last
 
     def apply_head(self, head: nn.Module, fused: torch.Tensor) -> torch.Tensor:
         """The head's output."""
@@ -37,8 +48,8 @@ class Gated(Concatenate):
     h_i = tanh(W_i x_i), z = softmax over inputs of V [x_1 … x_n] per feature, fused = Σ z_i · h_i.
     """
 
-    def __init__(self, widths: Sequence[int], width: int = 128, dropout: float = 0.0) -> None:
-        super().__init__(widths, dropout)
+    def __init__(self, widths: Sequence[int], width: int = 128, dropout: float = 0.0, own: Sequence[int] = ()) -> None:
+        super().__init__(widths, dropout, own)
         self.project = nn.ModuleList(nn.Linear(w, width) for w in widths)
         self.gate = nn.Linear(sum(widths), width * len(widths))
         self.width = width
@@ -54,8 +65,8 @@ class Gated(Concatenate):
 class Attention(Concatenate):
     """A learned query attends over the projected inputs: softmax(q·k_i/√D) weights their values (Vaswani et al. 2017)."""
 
-    def __init__(self, widths: Sequence[int], width: int = 128, dropout: float = 0.0) -> None:
-        super().__init__(widths, dropout)
+    def __init__(self, widths: Sequence[int], width: int = 128, dropout: float = 0.0, own: Sequence[int] = ()) -> None:
+        super().__init__(widths, dropout, own)
         self.keys = nn.ModuleList(nn.Linear(w, width) for w in widths)
         self.values = nn.ModuleList(nn.Linear(w, width) for w in widths)
         self.query = nn.Parameter(torch.randn(width) / width**0.5)

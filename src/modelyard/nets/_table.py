@@ -17,6 +17,12 @@ from torch.nn import functional
 from modelyard.kinds._contract import Part
 
 
+def schedule(rows: int, steps: int) -> dict[str, object]:
+    """`epochs` and `batch` for some number of steps: rows in the hundreds want small batches, since an epoch of two steps is none."""
+    batch = 32 if rows < 1000 else 64 if rows < 3000 else 128 if rows < 10_000 else 256 if rows < 200_000 else 1024
+    return {"epochs": min(80, max(8, round(steps * batch / max(1, rows)))), "batch": batch}
+
+
 class Columns(nn.Module):
     """`numbers` (B, n) and `categories` (B, m) ids to one row of continuous features (B, width).
 

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modelyard.kinds._contract import Part
-from modelyard.nets._table import squash
+from modelyard.nets._table import schedule, squash
 from modelyard.settings import Between
 
 ACCEPTS = ("table",)
 TRAIN: dict[str, object] = {
     "epochs": 20, "batch": 256, "lr": 1e-3, "optimiser": "adamw", "weight_decay": 1e-2, "schedule": "cosine", "patience": 6,
 }  # fmt: skip
+STEPS = 1200
+"""Steps of training: one to two CPU minutes on tables of a dozen columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,11 @@ class Config:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of the heads ({self.heads})")
+
+
+def recipe(parts: Mapping[str, Part], rows: int) -> tuple[Config, dict[str, object]]:
+    """(net, `train` settings) for a table of `rows` training rows."""
+    return Config(), {**TRAIN, **schedule(rows, STEPS)}
 
 
 class Encoder(nn.Module):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -70,20 +71,25 @@ class Signature:
 
     def resolve(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
         """All parameters, given ones checked against type and bounds. Raises `UsageError` with every mistake."""
-        given = dict(given or {})
-        known = {p.name: p for p in self.params}
-        problems = [
-            Problem(f"unknown parameter; this model takes {', '.join(known) or 'none'}", f"params.{name}")
-            for name in given.keys() - known.keys()
-        ]
-        values = {p.name: given.get(p.name, p.default) for p in self.params}
-        for name, value in values.items():
-            complaint = _complaint(known[name], value)
-            if complaint:
-                problems.append(Problem(f"got {value!r}; {complaint}", f"params.{name}"))
-        if problems:
-            raise UsageError("wrong parameters: " + "; ".join(str(p) for p in problems), problems)
-        return values
+        return resolve(self.params, given)
+
+
+def resolve(params: Sequence[Param], given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """All parameters, given ones checked against type and bounds. Raises `UsageError` with every mistake."""
+    given = dict(given or {})
+    known = {p.name: p for p in params}
+    problems = [
+        Problem(f"unknown parameter; this model takes {', '.join(known) or 'none'}", f"params.{name}")
+        for name in given.keys() - known.keys()
+    ]
+    values = {p.name: given.get(p.name, p.default) for p in params}
+    for name, value in values.items():
+        complaint = _complaint(known[name], value)
+        if complaint:
+            problems.append(Problem(f"got {value!r}; {complaint}", f"params.{name}"))
+    if problems:
+        raise UsageError("wrong parameters: " + "; ".join(str(p) for p in problems), problems)
+    return values
 
 
 def _complaint(param: Param, value: Any) -> str:
@@ -141,6 +147,7 @@ def _finite(series: pl.Series) -> list[Any]:
     return [None if isinstance(v, float) and not np.isfinite(v) else v for v in series.to_list()]
 
 
+@functools.cache  # a prediction asks 100 times
 def kind_of(name: str) -> Kind:
     """The kind called `name`."""
     return registry.load("kinds", name).KIND  # type: ignore[no-any-return]
@@ -177,7 +184,7 @@ def compare(a: Answers, b: Answers, scales: Mapping[str, float], tolerance: floa
     good = np.array([i for i in range(a.rows) if i not in failed_a | failed_b], np.int64)
     differing = set(failed_a ^ failed_b)
     worst, ties = 0.0, 0
-    for name, kind in a.kinds.items():
+    for name, kind in a.kinds.items() if len(good) else ():
         pick = lambda side, name=name: {  # noqa: E731
             c.removeprefix(name).lstrip("."): side.columns[c][good]
             for c in side.columns.columns

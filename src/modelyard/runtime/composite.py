@@ -15,10 +15,9 @@ import numpy as np
 import polars as pl
 
 from modelyard.errors import ArtefactError, Unsupported
-from modelyard.kinds._contract import RowError
+from modelyard.kinds._contract import Context
 from modelyard.kinds.category import softmax
 from modelyard.runtime import post
-from modelyard.runtime.answers import Answers
 from modelyard.runtime.model import Model
 from modelyard.runtime.pipeline import Column, Encoded, Pipeline
 
@@ -34,31 +33,17 @@ class Composite(Model):
 
     parts: list[Model] = field(default_factory=list)
 
-    def _answer(
-        self,
-        examples: pl.DataFrame,
-        keys: Mapping[str, pl.Series],
-        failures: list[RowError],
-        settings: Mapping[str, Any],
-        seed: int | None,
-    ) -> Answers:
-        bad = {e.row for e in failures}
-        good = np.array([i for i in range(examples.height) if i not in bad], np.int64)
-        answers: dict[str, pl.Series] = {}
-        if len(good):
-            clean = examples[good]
-            found = []
-            shared: dict[str, Encoded] = {}  # parts of one search read the rows in two or three ways, not in ten
-            for part in self.parts:
-                if part.reads not in shared:
-                    shared[part.reads] = part.pipeline.encode(clean.select([c.name for c in part.pipeline.inputs]))
-                encoded = shared[part.reads]
-                found.append(post.apply(part.run(encoded, None, 0 if seed is None else seed, good), part.manifest.get("post", [])))
-            outputs = combine(found, self.pipeline.outputs, self.manifest["model"])
-            answers = self.decode_rows(post.apply(outputs, self.manifest.get("post", [])), {})
-        columns = self._scatter(answers, good, examples.height)
-        kinds = {c.name: c.kind for c in self.pipeline.outputs}
-        return Answers(pl.DataFrame({**keys, **columns}), failures, examples.height, self.name, self.version, kinds)
+    def outputs(
+        self, examples: pl.DataFrame, params: Mapping[str, Any] | None = None, seed: int = 0, index: np.ndarray | None = None
+    ) -> tuple[dict[str, np.ndarray], Mapping[str, Context]]:
+        """Those of the parts, after their own steps, combined; there are no contexts."""
+        found = []
+        shared: dict[str, Encoded] = {}  # parts of one search read the rows in two or three ways, not in ten
+        for part in self.parts:
+            if part.reads not in shared:
+                shared[part.reads] = part.pipeline.encode(examples.select([c.name for c in part.pipeline.inputs]))
+            found.append(post.apply(part.run(shared[part.reads], None, seed, index), part.manifest.get("post", [])))
+        return combine(found, self.pipeline.outputs, self.manifest["model"]), {}
 
 
 def combine(found: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[Column], rule: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from modelyard import registry
 from modelyard.errors import DataError, ParityError, Problem
 from modelyard.kinds._contract import Context, RowError, take
 from modelyard.runtime import post
-from modelyard.runtime.answers import Answers, Field, Graph, Param, Parity, Randomness, Signature, compare, kind_of
+from modelyard.runtime.answers import Answers, Field, Graph, Param, Parity, Randomness, Signature, compare, kind_of, resolve
 from modelyard.runtime.pipeline import Column, Encoded, Pipeline, dense
 from modelyard.runtime.rows import may_be_absent, to_columns
 from modelyard.store import folder as store
@@ -87,7 +87,8 @@ class Model:
     def reads(self) -> str:
         """What two models share that encode rows alike: their encodings with all states."""
         states = self.manifest.get("files", {}).get("states.safetensors", {})
-        return json.dumps([self.manifest["pipeline"]["inputs"], states], sort_keys=True, default=str)
+        pipeline = self.manifest["pipeline"]
+        return json.dumps([pipeline["inputs"], pipeline.get("imputation"), states], sort_keys=True, default=str)
 
     @property
     def signature(self) -> Signature:
@@ -96,8 +97,16 @@ class Model:
             Field(c.name, c.kind, not may_be_absent(c), getattr(c.state, "labels", None), c.summary)
             for c in self.pipeline.inputs
         ]
-        outputs = [Field(c.name, c.kind, True, getattr(c.state, "labels", None), {}) for c in self.pipeline.outputs]
-        return Signature(inputs, outputs, [Param(**p) for p in self.manifest["model"].get("params", [])])
+        promised = {s["output"]: s["coverage"] for s in self.manifest.get("post", []) if s["step"] in post.PROMISE}
+        outputs = [
+            Field(c.name, c.kind, True, getattr(c.state, "labels", None), {"coverage": promised[c.name]} if c.name in promised else {})
+            for c in self.pipeline.outputs
+        ]
+        return Signature(inputs, outputs, self._params)
+
+    @property
+    def _params(self) -> list[Param]:
+        return [Param(**p) for p in self.manifest["model"].get("params", [])]
 
     @property
     def examples(self) -> list[dict[str, Any]]:
@@ -110,14 +119,14 @@ class Model:
         A row that cannot be used gets an error and nulls; its neighbours are unaffected. `seed` (default 0) fixes every
         random number of programs that draw any.
         """
-        settings = self.signature.resolve(params)
+        settings = resolve(self._params, params)
         examples, keys, failures = self._examples_of(rows)
         return self._answer(examples, keys, failures, settings, seed)
 
     def predict_examples(self, examples: pl.DataFrame, params: Mapping[str, Any] | None = None, seed: int | None = None) -> Answers:
         """Answers for examples that were framed before (training and evaluation); one row each."""
         checked, failures = self.pipeline.check(examples)
-        return self._answer(checked, {}, failures, self.signature.resolve(params), seed)
+        return self._answer(checked, {}, failures, resolve(self._params, params), seed)
 
     def _answer(
         self, examples: pl.DataFrame, keys: Mapping[str, pl.Series], failures: list[RowError], settings: Mapping[str, Any], seed: int | None
@@ -127,13 +136,18 @@ class Model:
         clean = examples if len(good) == examples.height else examples[good]
         answers: dict[str, pl.Series] = {}
         if len(good):
-            encoded = self.pipeline.encode(clean)
-            outputs = self.run(encoded, settings, 0 if seed is None else seed, good)
-            outputs = post.apply(outputs, self.manifest.get("post", []))
-            answers = self.decode_rows(outputs, encoded.contexts)
+            outputs, contexts = self.outputs(clean, settings, 0 if seed is None else seed, good)
+            answers = self.decode_rows(post.apply(outputs, self.manifest.get("post", [])), contexts)
         columns = self._scatter(answers, good, examples.height)
         kinds = {c.name: c.kind for c in self.pipeline.outputs}
-        return Answers(pl.DataFrame({**keys, **columns}), failures, examples.height, self.name, self.version, kinds)
+        return Answers(pl.DataFrame([*keys.values(), *columns.values()]), failures, examples.height, self.name, self.version, kinds)
+
+    def outputs(
+        self, examples: pl.DataFrame, params: Mapping[str, Any] | None = None, seed: int = 0, index: np.ndarray | None = None
+    ) -> tuple[dict[str, np.ndarray], Mapping[str, Context]]:
+        """(graph outputs before the stored steps, contexts) of checked examples without failures."""
+        encoded = self.pipeline.encode(examples)
+        return self.run(encoded, params, seed, index), encoded.contexts
 
     def encode_rows(self, rows: Any) -> tuple[Encoded, list[RowError]]:
         """Arrays by graph name for the usable rows, and the errors of the others."""
@@ -151,7 +165,7 @@ class Model:
     ) -> dict[str, np.ndarray]:
         """Graph outputs (`y.logits`, …) of encoded examples, block by block; `index` numbers them for the random generator."""
         program = registry.load("runtime/programs", self.manifest["model"]["program"])
-        settings = self.signature.resolve(params) if params is None else params
+        settings = resolve(self._params, params) if params is None else params
         blocks: list[dict[str, np.ndarray]] = []
         for start in range(0, encoded.rows, BLOCK):
             some = np.arange(start, min(start + BLOCK, encoded.rows))

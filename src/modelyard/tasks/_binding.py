@@ -25,6 +25,8 @@ from modelyard.data.stream import Stream
 from modelyard.data.table import SetAside, Table
 from modelyard.errors import DataError, Problem, Unsupported
 from modelyard.kinds._contract import RowError
+from modelyard.kinds._missing import Missing
+from modelyard.runtime import imputation
 from modelyard.runtime.pipeline import Column, Pipeline
 from modelyard.tasks._contract import Task
 
@@ -103,6 +105,7 @@ def bind(
         return _bind_stream(config, task, base, seed, like, tasks or {})
     mistakes = Mistakes()
     source = open_source(config, base, mistakes) if source is None else source
+    config = source.described(config)
     framed: dict[str, tuple[pl.DataFrame, np.ndarray]] = {}
     with mistakes.gathering():
         frame = _frame(config, task, tasks)
@@ -131,7 +134,8 @@ def bind(
         splits = {"train": tables["train"], "test": tables["train"]}
     elif "train" in tables and tables["train"].height:
         with mistakes.gathering():
-            splits = _split(tables, config, [c.name for c in outputs if chosen[c.name].supervised], seed)
+            given = (*tables, "valid", "test") if source.made is not None and source.made.split else tuple(tables)
+            splits = _split(tables, config, given, [c.name for c in outputs if chosen[c.name].supervised], seed)
     if like is None and splits:
         _trainable(splits, outputs, chosen, mistakes.problems)
     _refuse(mistakes, set_aside)
@@ -251,7 +255,7 @@ def columns(
             notes.append(f"{name}: left out, it looks like {guess.role_hint} ({guess.why}); name it under data.inputs to keep it")
             continue
         with mistakes.gathering():
-            inputs.append(_input(name, options.get("kind") or guess.kind, options))
+            inputs.append(_input(name, options.get("kind") or guess.kind, options, config.missing_values))
     if not inputs and not mistakes:
         mistakes.errors.append(DataError("no input column is left", [Problem("name at least one under data.inputs", "data.inputs")]))
     if allowed is not None and (wrong := [c for c in inputs if c.kind not in allowed]):
@@ -283,7 +287,8 @@ def _as_before(like: Pipeline, named: Mapping[str, str]) -> tuple[list[Column], 
     return like.inputs, like.outputs, tasks, []
 
 
-def _input(name: str, kind: str, options: Mapping[str, Any]) -> Column:
+def _input(name: str, kind: str, options: Mapping[str, Any], missing: Missing | None = None) -> Column:
+    """The column of an input; `missing` is what columns do that say nothing of their own."""
     where = f"data.inputs.{name}"
     known_kinds = [*registry.names("kinds"), *registry.plugins("kinds")]
     if kind not in known_kinds:
@@ -296,11 +301,41 @@ def _input(name: str, kind: str, options: Mapping[str, Any]) -> Column:
         raise DataError(f"{where}: {message}", [Problem(message, where, _nearest(str(encoding), encodings))])
     column = Column(name, kind, encoding)
     problems: list[Problem] = []
-    config = settings.parse(column.coder.Config, {k: v for k, v in options.items() if k not in ("kind", "encoding")}, where, problems)
+    own = ("kind", "encoding", "missing", "monotone")
+    config = settings.parse(column.coder.Config, {k: v for k, v in options.items() if k not in own}, where, problems)
+    column.missing = _missing(column, options.get("missing"), missing or Missing(), where, problems)
+    column.monotone = _monotone(column, options.get("monotone", 0), f"{where}.monotone", problems)
     if problems:
         raise DataError(f"{where}: {len(problems)} setting(s) of {encoding} cannot be used", problems)
     column.config = config
     return column
+
+
+def _missing(column: Column, given: Any, general: Missing, where: str, problems: list[Problem]) -> Missing:
+    """What the column does with missing values; a general rule that does not suit its kind leaves it as it is."""
+    allowed, place = imputation.methods(column.kind), f"{where}.missing"
+    chosen = general if given is None else settings.parse(Missing, given, place, problems)
+    if chosen is None:
+        return Missing()
+    fault = "" if chosen.method in allowed else f"{chosen.method} does not suit the kind {column.kind}; expected one of {', '.join(allowed)}"
+    if not fault and chosen.method == "constant":
+        clean, bad = column.rules.check(column.rules.from_json([chosen.value]))
+        fault = f"the value {chosen.value!r} {bad[0].reason}" if bad else "" if clean.null_count() == 0 else "the value itself is missing"
+    if not fault and chosen.indicator and not column.rules.scalar:
+        fault = f"an indicator stands beside numbers and labels, not beside the kind {column.kind}"
+    if fault and given is not None:
+        problems.append(Problem(fault, place))
+    return Missing() if fault else chosen
+
+
+def _monotone(column: Column, given: Any, where: str, problems: list[Problem]) -> int:
+    signs = {"increasing": 1, "decreasing": -1, 1: 1, -1: -1, 0: 0}
+    if given not in signs or isinstance(given, bool):
+        problems.append(Problem(f"got {given!r}, expected increasing or decreasing", where))
+        return 0
+    if signs[given] and column.kind != "number":
+        problems.append(Problem(f"only numbers rise and fall; {column.name} is of kind {column.kind}", where))
+    return signs[given]
 
 
 def _output(name: str, kind: str, task: Task) -> Column:
@@ -482,11 +517,11 @@ def _row_problem(table: str, column: str, errors: list[RowError], origin: np.nda
 
 
 def _split(
-    tables: dict[str, pl.DataFrame], config: DataConfig, targets: list[str], seed: int
+    tables: dict[str, pl.DataFrame], config: DataConfig, given: tuple[str, ...], targets: list[str], seed: int
 ) -> dict[str, pl.DataFrame]:
     out = dict(tables)
     whole = out.pop("train")
-    for name, index in split(whole, config.split, targets, given=tuple(tables), seed=seed).items():
+    for name, index in split(whole, config.split, targets, given=given, seed=seed).items():
         out[name] = whole[index]
     return out
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from modelyard.errors import ConfigError, Problem
+from modelyard.errors import ConfigError, Problem, Unsupported
 from modelyard.verbs.evaluate._judge import Evaluation, judge, predicted, score
 
 __all__ = ["Config", "Evaluation", "gates", "judge", "predicted", "score"]
@@ -34,7 +34,13 @@ class Config:
     threshold: str | None = None
     """Tune decision thresholds on the validation rows for this metric (`f1`); makes a child model."""
 
+    costs: dict[str, Any] | None = None
+    """What mistakes cost, e.g. {false_positive: 1, false_negative: 5}, or true label → predicted label → cost. The mean cost of a row is
+    reported, and the decision of least cost on the validation rows makes a child model."""
+
     def __post_init__(self) -> None:
+        if self.threshold and self.costs:
+            raise ValueError("threshold and costs both choose how to decide; write one of them")
         for name, condition in self.gate.items():
             parse_gate(name, condition)
 
@@ -93,6 +99,8 @@ class Evaluated:
     failed: dict[str, int]
     gate: list[dict[str, Any]]
     child: str | None = None
+    costs: dict[str, Any] = field(default_factory=dict)
+    """`{split: {output: {before, after}}}`: mean cost of a row under this model and under its child."""
 
     def to_json(self) -> dict[str, Any]:
         """`metrics` and what is around them."""
@@ -101,7 +109,15 @@ class Evaluated:
     def __str__(self) -> str:
         lines = [table(self.metrics, self.baselines)]
         lines += [f"gate {g['metric']} {g['limit']}: {'passed' if g['passed'] else 'MISSED'} ({g['value']:.4g})" for g in self.gate]
-        return "\n".join(lines + ([f"thresholds tuned: {self.child}"] if self.child else []))
+        for split, outputs in self.costs.items():
+            lines += [f"{split} · {name}: {c['before']:.4g} a row, {c['after']:.4g} as decided by the child" for name, c in outputs.items()]
+        return "\n".join(lines + ([f"{'least cost' if self.costs else 'thresholds tuned'}: {self.child}"] if self.child else []))
+
+
+def _costs_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean cost of a row by output, before and after."""
+    pairs = {"cost": (before, after)} if "cost" in before else {name: (before[name], after[name]) for name in before if "cost" in before[name]}
+    return {name: {"before": a["cost"]["value"], "after": b["cost"]["value"]} for name, (a, b) in pairs.items()}
 
 
 def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
@@ -125,7 +141,7 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
     learnt = ("valid",) if loaded.manifest.get("out_of_fold") and not new else ()  # a search learns from these rows too
     present = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height and s not in learnt]
     splits: list[str] = [*present] or ["train"]
-    evaluation = judge(loaded, bound, splits, config.metrics, positive=config.positive)
+    evaluation = judge(loaded, bound, splits, config.metrics, positive=config.positive, costs=config.costs)
     metrics = evaluation.metrics()
     last = list(metrics)[-1]
     judged = metrics[last]
@@ -136,10 +152,17 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
         Run(run_folder).update(gate=results)
         write_report(run_folder, evaluation.splits, lang=options.lang or project.section("report").lang)
     child = None
-    if config.threshold:
+    costs: dict[str, Any] = {}
+    if config.threshold or config.costs:
+        if learnt:
+            reason = "this model was chosen by a search that learnt from the validation rows too; decide on other rows: evaluate data=FILE"
+            raise Unsupported(reason, "use")
         from modelyard.verbs.evaluate._thresholds import tune
 
-        child = str(tune(loaded, bound, config.threshold, Path(folder)))
+        child = str(tune(loaded, bound, config.threshold, Path(folder), config.costs, config.positive))
+    if config.costs and child:
+        tuned = judge(Model.load(child, trust_code=options.trust_code), bound, splits, [], positive=config.positive, costs=config.costs)
+        costs = {split: _costs_of(metrics[split], found) for split, found in tuned.metrics().items()}
     failed = {s: len(e) for s, e in evaluation.failed.items()}
     found = Evaluated(
         str(folder),
@@ -149,6 +172,7 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
         failed,
         results,
         child,
+        costs,
     )
     missed = [g for g in results if not g["passed"]]
     if missed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,10 +13,12 @@ import polars as pl
 from modelyard import metrics as scoring
 from modelyard.kinds._contract import RowError
 from modelyard.metrics._pictures import picture_data
+from modelyard.runtime import post
 from modelyard.runtime.answers import Answers
 from modelyard.runtime.model import Model
 from modelyard.runtime.pipeline import Column, dense
 from modelyard.tasks._binding import Bound
+from modelyard.verbs.evaluate import _costs
 
 WORST = 24
 """Worst rows shown per output (a page of pictures)."""
@@ -47,9 +49,9 @@ class Evaluation:
 
 def judge(
     model: Model, bound: Bound, splits: Sequence[str], wanted: Sequence[str] | None = None, *, positive: str | None = None, seed: int = 0,
-    known: Mapping[str, pl.DataFrame] | None = None,
+    costs: Mapping[str, Any] | None = None, known: Mapping[str, pl.DataFrame] | None = None,
 ) -> Evaluation:
-    """Predict each split with the loaded model and score every output.
+    """Predict each split with the loaded model and score every output; `costs` are those of `evaluate.costs`.
 
     `known` has answers by split that are taken as they are: those of rows that the model learnt from, made by models that did not.
     """
@@ -71,7 +73,11 @@ def judge(
         failed[split], kept[split] = answers.errors, answers
         whole = len(good) == answers.rows
         truth, found = (frame, answers.columns) if whole else (frame[good], answers.columns[good])
-        out[split] = {column.name: _output(model, bound, column, truth, found, wanted, positive, seed) for column in model.pipeline.outputs}
+        out[split] = {
+            column.name: _output(model, bound, column, truth, found, wanted, positive, seed, costs) for column in model.pipeline.outputs
+        }
+        if known is None or split not in known:
+            _before(model, rows if whole else rows[good], truth, out[split])
     return Evaluation(out, failed, kept)
 
 
@@ -114,6 +120,7 @@ def _output(
     wanted: Sequence[str] | None,
     positive: str | None,
     seed: int,
+    costs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     supervised = column.name in truth.columns
     features = None if supervised else _features(model, truth)
@@ -141,10 +148,33 @@ def _output(
         past = column.rules.evidence(bound.splits["train"][column.name], column.coder, column.state)
         guess = scoring.baseline(column.kind, past, truth.height, labels=labels)
         entry["baseline"] = scoring.evaluate_output(column.kind, is_true, guess, names, **options)
+        scores |= _costs.promises(column, truth[column.name], answers)
+        costs_KK = _costs.matrix(costs, column, positive)
+        for place, said in ((scores, found), (entry["baseline"], guess)) if costs_KK is not None else ():
+            assert costs_KK is not None and said.labels is not None
+            place["cost"] = _costs.entry(_costs.per_row(costs_KK, is_true, said.labels))
         errors_B = _errors(column, found, is_true)
         entry["worst"] = _worst(bound, column, truth, answers, found, errors_B)
         entry["slices"] = _slices(bound, column, truth, found, is_true, entry["headline"], options)
     return entry
+
+
+def _before(model: Model, rows: pl.DataFrame, truth: pl.DataFrame, outputs: dict[str, dict[str, Any]]) -> None:
+    """Beside the calibration error of a calibrated model: what it was before."""
+    steps = model.manifest.get("post", [])
+    calibrated = {s["output"] for s in steps if s["step"] in post.CALIBRATION}
+    if not calibrated or not rows.height:
+        return
+    bare = replace(model, manifest={**model.manifest, "post": [s for s in steps if s["step"] not in post.CALIBRATION]})
+    answers = bare.predict_examples(rows).columns
+    for column in (c for c in model.pipeline.outputs if c.name in calibrated):
+        scores = outputs[column.name]["metrics"]
+        if "calibration_error" in scores and column.name in truth.columns:
+            is_true = column.rules.evidence(truth[column.name], column.coder, column.state)
+            found = predicted(column, answers, None)
+            before = scoring.evaluate_output(column.kind, is_true, found, ["calibration_error"], intervals=False)["calibration_error"]["value"]
+            note = f"{before:.4f} before calibration"
+            scores["calibration_error"] |= {"before": before, "note": "; ".join(filter(None, [scores["calibration_error"].get("note"), note]))}
 
 
 def _applicable(wanted: Sequence[str] | None, kind: str) -> list[str] | None:

@@ -1,56 +1,88 @@
-"""Decision thresholds tuned on validation rows: a child model that differs in one stored post step."""
+"""Decisions tuned on validation rows, for a metric or for costs: a child model that differs in one stored post step."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from modelyard import metrics as scoring
 from modelyard.errors import Unsupported
+from modelyard.runtime import post
 from modelyard.runtime.model import Model
 from modelyard.store import folder as store
 from modelyard.tasks._binding import Bound
+from modelyard.verbs.evaluate import _costs
 from modelyard.verbs.evaluate._judge import predicted
 
 
-def tune(model: Model, bound: Bound, metric: str, folder: Path) -> Path:
-    """The child `<model>-threshold-N`, whose thresholds maximise `metric` on the validation rows.
+def tune(
+    model: Model, bound: Bound, metric: str | None, folder: Path, costs: Mapping[str, Any] | None = None, positive: str | None = None
+) -> Path:
+    """The child `<model>-threshold-N`, which decides for the best `metric`, or the least expected cost, on the validation rows.
 
-    Two classes and label sets only: for more classes there is no single threshold. Raises `Unsupported` otherwise.
+    Two labels and label sets get thresholds. More labels have no single threshold: under `costs` they are decided by the least expected
+    cost of their scores (Elkan 2001), which is as good as the scores are calibrated. Raises `Unsupported` otherwise.
     """
     if "valid" not in bound.splits:
         raise Unsupported("thresholds are tuned on validation rows, and the data has none; set data.split.valid", "needs")
     frame = bound.splits["valid"]
     answers = model.predict_examples(frame.select([c.name for c in bound.pipeline.inputs]))
-    steps = [s for s in model.manifest.get("post", []) if s["step"] != "thresholds"]
+    steps = [s for s in model.manifest.get("post", []) if s["step"] not in post.DECISION]
+    failed = {e.row for e in answers.errors}
+    good = np.array([i for i in range(answers.rows) if i not in failed], np.int64)
     for column in model.pipeline.outputs:
         labels = getattr(column.state, "labels", None)
-        if column.kind not in ("category", "label-set") or not labels or (column.kind == "category" and len(labels) != 2):
+        costs_KK = _costs.matrix(costs, column, positive)
+        several = column.kind == "category" and labels is not None and len(labels) != 2
+        if column.kind not in ("category", "label-set") or not labels or (several and costs_KK is None):
             raise Unsupported(f"{column.name}: thresholds need two classes or a label set, not {column.kind}", "never")
-        found = predicted(column, answers.columns, None)
-        truth = column.rules.evidence(frame[column.name], column.coder, column.state)
+        if several and costs_KK is not None:
+            steps.append({"step": "costs", "output": column.name, "matrix": costs_KK.tolist()})
+            continue
+        found = predicted(column, answers.columns[good], None)
+        truth = column.rules.evidence(frame[column.name][good], column.coder, column.state)
         assert found.scores is not None
         exclusive = column.kind == "category"
+        pick = (lambda t, s: _best(t, s, metric, "category")) if metric else (lambda t, s: _cheapest(t, s, costs_KK))  # noqa: B023
         if exclusive:
-            t = _best(truth, found.scores[:, 1], metric, "category")
+            t = pick(truth, found.scores[:, 1])
             values = [1.0 - t, t]
         else:
-            values = [_best(truth[:, k].astype(np.int64), found.scores[:, k], metric, "category") for k in range(len(labels))]
+            values = [pick(truth[:, k].astype(np.int64), found.scores[:, k]) for k in range(len(labels))]
         steps.append({"step": "thresholds", "output": column.name, "values": values, "exclusive": exclusive})
     return child(model, folder, steps)
+
+
+def _cheapest(truth: np.ndarray, scores: np.ndarray, costs_KK: np.ndarray | None) -> float:
+    """The threshold of least cost among 199 quantiles of the scores and the one that true frequencies would have (Elkan 2001)."""
+    assert costs_KK is not None
+    known = truth >= 0
+    over, under = costs_KK[0, 1] - costs_KK[0, 0], costs_KK[1, 0] - costs_KK[1, 1]
+    ideal = over / (over + under) if over + under > 0 else 0.5
+    costs = {t: float(_costs.per_row(costs_KK, truth[known], (scores[known] >= t).astype(np.int64)).sum()) for t in _candidates(scores, ideal)}
+    least = min(costs.values())
+    # of equally cheap ones the nearest to the ideal: an edge of the scores would fit the noise of a few rows
+    return min((t for t, cost in costs.items() if cost <= least), key=lambda t: abs(t - ideal))
+
+
+def _candidates(scores: np.ndarray, more: float) -> list[float]:
+    """199 quantiles of the scores and `more`, away from 0 and 1."""
+    found = np.unique(np.append(np.quantile(scores, np.linspace(0.005, 0.995, 199)), more))
+    return found[(found > 1e-4) & (found < 1 - 1e-4)].tolist() or [0.5]
 
 
 def _best(truth: np.ndarray, scores: np.ndarray, metric: str, kind: str) -> float:
     """The threshold with the best metric among 199 quantiles of the scores, and one half."""
     known = truth >= 0
-    candidates = np.unique(np.append(np.quantile(scores, np.linspace(0.005, 0.995, 199)), 0.5))
-    candidates = candidates[(candidates > 1e-4) & (candidates < 1 - 1e-4)]
     better = scoring.get(metric).better
     best, chosen = None, 0.5
-    for t in candidates.tolist():
+    for t in _candidates(scores, 0.5):
         value = scoring.evaluate_output(
             kind,
             truth[known],
@@ -74,7 +106,7 @@ def child(model: Model, folder: Path, steps: list[dict[str, object]]) -> Path:
     kept = {k: v for k, v in model.manifest.items() if k not in ("format", "files")}
     parent = {"version": model.version, "relation": "thresholds", "examples_sha256": model.manifest["files"]["examples.json"]["sha256"]}
     manifest = {**kept, "post": steps, "parents": [*model.manifest.get("parents", []), parent]}
-    fitted = Model(target, manifest, model.pipeline, model.graphs, model.backend, "unsaved")
+    fitted = replace(model, folder=target, manifest=manifest, version="unsaved")
     stored = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
 
     def fill(aside: Path) -> None:

@@ -157,6 +157,12 @@ def _answers(outputs: list[Field]) -> dict[str, Schema]:
             "additionalProperties": {"type": ["number", "null"]},
             "description": "score of each label",
         }
+        if coverage := f.summary.get("coverage"):
+            says = f"holds the truth in {coverage:.4g} of all rows"
+            more = {"set": {"type": ["array", "null"], "items": TEXT, "description": f"labels; {says}"}} if f.kind == "category" else {
+                end: {"type": ["number", "null"], "description": f"{end} end of the interval that {says}"} for end in ("low", "high")
+            }  # fmt: skip
+            found |= {f"{f.name}.{part}": shape for part, shape in more.items()}
     return found
 
 

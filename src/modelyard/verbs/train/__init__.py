@@ -180,8 +180,10 @@ def _fit_named(bound: Bound, model: Any, job: _Job) -> tuple[Path, dict[str, Any
     job.run.update(state="training", model={"model": choice.names}, data=_data(bound))
     if not choice.parts:
         return _fit_one(bound, choice, job, job.run.model, job.run.folder / "checkpoints")
+    from modelyard.verbs.train.calibrate import without
     from modelyard.verbs.train.compose import compose
 
+    each = dataclasses.replace(job, config=without(job.config))  # the whole is calibrated, not its parts
     folders, seconds = {}, 0.0
     for number, section in enumerate(choice.parts):
         own = dataclasses.replace(bound, pipeline=copy.deepcopy(bound.pipeline))
@@ -190,11 +192,11 @@ def _fit_named(bound: Bound, model: Any, job: _Job) -> tuple[Path, dict[str, Any
         folder: Path = job.run.folder / "parts" / label
         facts: dict[str, Any] = {}
         if not (job.resume and (folder / "manifest.json").is_file()):
-            folder, facts = _fit_one(own, part, job, folder, job.run.folder / "checkpoints" / label)
+            folder, facts = _fit_one(own, part, each, folder, job.run.folder / "checkpoints" / label)
         folders[label] = folder
         seconds += facts.get("training", {}).get("seconds", 0.0)
     facts = {"training": {"seconds": seconds}, "seed": job.config.seed}
-    return compose(job.run.model, job.name, folders, choice.combine, facts), facts
+    return compose(job.run.model, job.name, folders, choice.combine, facts, bound, job.config), facts
 
 
 def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints: Path) -> tuple[Path, dict[str, Any]]:
@@ -220,7 +222,9 @@ def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints:
     graphs: dict[str, Graph]
     if choice.estimator:
         from modelyard.verbs.train import fit_estimator
+        from modelyard.verbs.train.weights import row_weights
 
+        weights = row_weights(config, pipeline, arrays["train"][1], weights)
         section, graphs, stored = fit_estimator.fit(
             choice, pipeline, arrays["train"], arrays.get("valid"), weights=weights, seed=config.seed, budget_s=config.budget,
             progress=job.run.event, environment=bound.environment,
@@ -243,7 +247,7 @@ def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints:
             "parameters": sum(p.numel() for p in network.parameters()),
         }  # fmt: skip
     facts = {"training": training, "seed": config.seed}
-    return save(target, job.name, bound, section, graphs, parameters, stored, facts), facts
+    return save(target, job.name, bound, section, graphs, parameters, stored, facts, config), facts
 
 
 def _yaml(resolved: Mapping[str, Any]) -> str:
@@ -288,27 +292,31 @@ def _judge(
     parity = model.replay()
     splits = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height]
     if known:
-        bound, answers = _out_of_fold(bound, known)
+        bound, answers = _out_of_fold(bound, known, model)
         splits = ["valid", *(s for s in splits if s != "valid")]
     evaluation = judge(
-        model, bound, splits or ["train"], judged_by.metrics, positive=judged_by.positive, known={"valid": answers} if known else None
-    )
+        model, bound, splits or ["train"], judged_by.metrics, positive=judged_by.positive, costs=judged_by.costs,
+        known={"valid": answers} if known else None,
+    )  # fmt: skip
     metrics = {**evaluation.metrics(), **validated}
     gate = gates(metrics[next(s for s in ("test", "valid", "train") if s in metrics)], judged_by.gate)
     run.write("metrics.json", metrics)
     run.update(
         state="interrupted" if job.stop.is_set() else "finished", finished=now(), version=model.version, parity=parity.to_json(),
         training=facts["training"], model=_about(model, facts), data=_data(bound), facts={"version": model.version}, gate=gate,
-        **({"leaderboard": facts["leaderboard"]} if "leaderboard" in facts else {}),
+        **{k: facts[k] for k in ("leaderboard", "promises") if k in facts},
     )  # fmt: skip
     write_report(run.folder, evaluation.splits, lang=lang)
     return Trained(run.folder, folder, metrics, bound.notes, gate, job.stop.is_set())
 
 
-def _out_of_fold(bound: Bound, known: dict[str, np.ndarray]) -> tuple[Bound, pl.DataFrame]:
-    """(bound with the rows that were held out as `valid`, their answers)."""
+def _out_of_fold(bound: Bound, known: dict[str, np.ndarray], model: Model) -> tuple[Bound, pl.DataFrame]:
+    """(bound with the rows that were held out as `valid`, their answers after the model's own steps)."""
+    from modelyard.runtime import post
+
     held = ~np.isnan(next(iter(known.values()))[:, 0])
-    answers = pl.DataFrame(bound.pipeline.decode({key: value[held] for key, value in known.items()}, {}))
+    outputs = post.apply({key: value[held] for key, value in known.items()}, model.manifest["post"])
+    answers = pl.DataFrame(bound.pipeline.decode(outputs, {}))
     valid = bound.splits["train"].filter(pl.Series(held))
     return dataclasses.replace(bound, splits={**bound.splits, "valid": valid}), answers
 

@@ -32,8 +32,9 @@ from modelyard.runtime.pipeline import Pipeline, dense
 from modelyard.store import checkpoint
 from modelyard.store.state import pack, restore
 from modelyard.tasks._binding import Bound
-from modelyard.verbs.train import ensemble, learner
+from modelyard.verbs.train import calibrate, ensemble, learner, monotone
 from modelyard.verbs.train.ensemble import Truth
+from modelyard.verbs.train.weights import row_weights
 
 if TYPE_CHECKING:
     from modelyard.data.split import SplitConfig
@@ -61,10 +62,17 @@ TREES: tuple[dict[str, Any], ...] = (
 )
 """Boosted trees: the default, one with thresholds drawn at random (Geurts et al. 2006), a small and a large one."""
 
+LINEAR, FOREST = {"name": "linear"}, {"name": "forest", "variant": "extra", "trees": 60, "min_leaf": 5}
+"""The forest of a fold is small, since those of all folds are joined: five times 60 trees."""
+
 PRESETS = {
-    "balanced": Preset(5, 300, ({"name": "trees", "bags": 1}, {"name": "linear"}, *TREES[1:3])),
-    "best": Preset(8, 1200, (TREES[0], {"name": "linear"}, *TREES[1:])),
+    "balanced": Preset(5, 300, (TREES[0], LINEAR, TREES[1], FOREST, *TREES[2:])),
+    "best": Preset(8, 1200, (TREES[0], LINEAR, *TREES[1:], FOREST, {"name": "mlp"}, {"name": "neighbours"}, {**FOREST, "variant": "random"})),
 }
+
+SHARE = 0.25
+"""Share of the budget that a candidate may take; the first, without which there is no model, may take `FIRST`."""
+FIRST = 0.6
 
 MEANT, STACKED = 5, 12
 """Candidates that a mean or a vote takes, and a stack."""
@@ -178,6 +186,8 @@ def search(bound: Bound, section: Any, job: _Job, split: SplitConfig) -> tuple[P
 def divide(bound: Bound, split: SplitConfig, k: int, seed: int) -> Rows:
     """All training rows with their folds. Validation rows that were cut from the same table at random are learnt from too, since
     every fold has its own; those that came as a file, a column or the end of a time stay apart and are the only fold."""
+    if k > 1:
+        bound.source.refuse_folds(f"the preset's {k} folds")
     train, valid = bound.splits["train"], bound.splits.get("valid")
     targets = [c.name for c in bound.pipeline.outputs]
     apart = valid is not None and valid.height and ("valid" in bound.source.tables or split.time or split.column)
@@ -230,7 +240,7 @@ def _try(found: Search, number: int, section: dict[str, Any], *, alone: bool) ->
         if found.job.resume and _again(found, candidate, choice, kept):
             return candidate
         found.say(candidate.label)
-        limit = found.left * (0.6 if alone else 1.0)
+        limit = min(found.left, (FIRST if alone else SHARE) * found.budget)
         if choice.estimator:
             _fit_estimator(found, candidate, choice, limit, alone)
         else:
@@ -265,13 +275,15 @@ def _fit_estimator(found: Search, candidate: Candidate, choice: learner.Choice, 
     candidate.pipeline = pipeline
     heads, rows, seed = pipeline.heads(), found.rows, found.job.config.seed
     states: list[Any] = []
+    more, heavy = monotone.options(choice, pipeline), row_weights(found.job.config, pipeline, targets, rows.weights)
 
     def fit(index: np.ndarray, held: np.ndarray | None, seconds: float) -> Any:
-        weights = None if rows.weights is None else rows.weights[index]
+        weights = None if heavy is None else heavy[index]
         valid = None if held is None else (_some(inputs, held), _some(targets, held))
         return module.fit(
-            _some(inputs, index), _some(targets, index), heads, choice.config, weights=weights, valid=valid, seed=seed, budget_s=seconds
-        )
+            _some(inputs, index), _some(targets, index), heads, choice.config, weights=weights, valid=valid, seed=seed, budget_s=seconds,
+            **more,
+        )  # fmt: skip
 
     def one(index: np.ndarray, held: np.ndarray, seconds: float) -> Callable[[dict[str, Array]], dict[str, np.ndarray]]:
         states.append(fit(index, held, seconds))
@@ -326,7 +338,7 @@ def _by_folds(found: Search, candidate: Candidate, inputs: Mapping[str, Array], 
     for done, (index, held) in enumerate(made):
         spent = time.monotonic() - began
         if done and not alone and spent / done * len(made) > 1.1 * limit:
-            candidate.reason = f"needs about {spent / done * len(made):.0f} s for {len(made)} folds; {limit:.0f} s were left"
+            candidate.reason = f"needs about {spent / done * len(made):.0f} s for {len(made)} folds; it may take {limit:.0f} s"
             return False
         if done and not alone and found.job.stop.is_set():
             candidate.reason = "interrupted"
@@ -472,6 +484,10 @@ def _finish(
     facts = {"training": {"seconds": seconds, "candidates": len(tried)}, "seed": found.job.config.seed, "out_of_fold": True}
     chosen = [c for c in usable if c.weight > 0]
     parts = [(c, m, f"{c.label}.{i}" if len(c.members) > 1 else c.label) for c in chosen for i, m in enumerate(c.members)]
+    config, frame = found.job.config, found.rows.bound.splits["train"]
+    fitted = chosen[0].pipeline
+    assert fitted is not None
+    held = calibrate.out_of_fold(fitted, frame, outputs) if calibrate.wanted(config) else None
     folders: dict[str, Path] = {}
     rows: list[dict[str, Any]] | None = None
     for candidate, member, label in parts:
@@ -479,13 +495,15 @@ def _finish(
         own = dataclasses.replace(found.rows.bound, pipeline=candidate.pipeline)
         target = run.model if len(parts) == 1 else run.folder / "parts" / label
         if not (target / "manifest.json").is_file():
-            save(target, name, own, member.section, member.graphs, member.parameters, member.arrays, facts, rows=rows)
+            whole = config if len(parts) == 1 else None  # of several the composite is calibrated, not its parts
+            save(target, name, own, member.section, member.graphs, member.parameters, member.arrays, facts, whole, rows, held)
         if rows is None:
             rows = stored_rows(target)
         folders[label] = target
     folder = run.model
     if len(parts) > 1:
-        folder = compose(run.model, name, folders, _spread(rule, [len(c.members) for c in chosen]), facts)
+        rule = _spread(rule, [len(c.members) for c in chosen])
+        folder = compose(run.model, name, folders, rule, facts, found.rows.bound, config, held)
     first = parts[0][0]
     assert first.pipeline is not None
     facts["leaderboard"] = leaderboard(found, tried, first.pipeline)
@@ -508,7 +526,7 @@ def _distilled(
         "training": {"seconds": time.monotonic() - found.began, "candidates": len(tried)}, "seed": found.job.config.seed, "out_of_fold": True,
         "distilled_from": [c.label for c in tried if c.weight > 0],
     }  # fmt: skip
-    folder = save(found.job.run.model, found.job.name, own, section, graphs, parameters, arrays, facts)
+    folder = save(found.job.run.model, found.job.name, own, section, graphs, parameters, arrays, facts, found.job.config)
     facts["leaderboard"] = leaderboard(found, tried, own.pipeline)
     return folder, facts, own, {}
 

@@ -48,9 +48,11 @@ def card(manifest: Mapping[str, Any], signature: Signature) -> str:
         "| column | kind | labels |",
         "|---|---|---|",
         *(f"| {_cell(f.name)} | {f.kind} | {_labels(f)} |" for f in signature.outputs),
+        *_promises(manifest),
         "",
         "## How values that are not there behave",
         *(f"- {k}: {MISSING[k]}." for k in sorted({f.kind for f in signature.inputs} & MISSING.keys())),
+        *_filled(manifest),
         "- Infinity, words in a number column and unreadable images are errors of their row; the other rows are answered.",
         "- NaN is a missing value. A key that is absent is an error unless training had missing values in that column.",
         "",
@@ -64,6 +66,43 @@ def card(manifest: Mapping[str, Any], signature: Signature) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _filled(manifest: Mapping[str, Any]) -> list[str]:
+    """A line for each input with a rule of its own about missing values."""
+    values = manifest["pipeline"].get("imputation", {}).get("values", {})
+    lines = []
+    for column in manifest["pipeline"]["inputs"]:
+        rule = column.get("missing", {"method": "keep"})
+        method, name = rule["method"], _cell(column["name"])
+        says = {
+            "keep": "", "knn": f"the mean of the {rule.get('neighbours')} nearest of the stored training rows",
+            "iterative": "what the other numbers suggest (a chain of regressions fitted in training)",
+            "delete": "an error of its row, as such rows were left out of training",
+        }.get(method, f"`{_cell(values.get(column['name']))}` ({method} of the training rows)" if method != "constant" else
+              f"`{_cell(values.get(column['name']))}` (a constant)")  # fmt: skip
+        told = "; a further number tells that it was missing" if rule.get("indicator") else ""
+        lines += [f"- `{name}`: a missing value becomes {says}{told}." if says else f"- `{name}`{told}."] if says or told else []
+    return lines
+
+
+def _promises(manifest: Mapping[str, Any]) -> list[str]:
+    """What was fitted after training: calibrated scores and the promise of sets and intervals."""
+    lines = []
+    for name, told in manifest.get("promises", {}).items():
+        if found := told.get("calibration"):
+            before, after = (list(found["calibration_error"].values())[-1][k] for k in ("before", "after"))
+            split = list(found["calibration_error"])[-1]
+            how = f"by {found['method']} on {found['rows']} validation rows" if found["method"] != "none" else "not changed (nothing was better)"
+            lines.append(f"- `{_cell(name)}.scores`: {how}; calibration error {before:.4f} before, {after:.4f} after ({split} rows).")
+        if found := told.get("coverage"):
+            where = f"`{_cell(name)}.set`" if found["step"] == "sets" else f"`{_cell(name)}.low` … `{_cell(name)}.high`"
+            seen = f"; {found['test']['coverage']:.1%} of the test rows" if "test" in found else ""
+            lines.append(
+                f"- {where} ({found['method']}) holds the truth in {found['promised']:.1%} of rows like those of training, averaged over "
+                f"all of them, not for every group{seen}."
+            )
+    return ["", *lines] if lines else []
 
 
 def _row(f: Field) -> str:

@@ -15,12 +15,19 @@ from modelyard.runtime.model import Model
 from modelyard.store import folder as store
 from modelyard.store.run import now, versions
 from modelyard.store.state import write_arrays
+from modelyard.tasks._binding import Bound
+from modelyard.verbs.train import calibrate
 from modelyard.verbs.train.card import card
+from modelyard.verbs.train.config import TrainConfig
 from modelyard.verbs.train.save import answered, write_examples
 
 
-def compose(target: Path, name: str, folders: Mapping[str, Path], rule: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
-    """The composite of complete model folders, copied whole; its examples are the first part's, answered by all.
+def compose(
+    target: Path, name: str, folders: Mapping[str, Path], rule: Mapping[str, Any], facts: dict[str, Any], bound: Bound | None = None,
+    config: TrainConfig | None = None, held: Mapping[str, calibrate.Evidence] | None = None,
+) -> Path:
+    """The composite of complete model folders, copied whole; its examples are the first part's, answered by all. With `bound` and
+    `config` the whole is calibrated and gives its promises as one model does, on out-of-fold outputs `held` where there are any.
 
     Raises `ArtefactError` where the parts predict different things, `Unsupported` where their answers cannot be combined.
     """
@@ -40,6 +47,10 @@ def compose(target: Path, name: str, folders: Mapping[str, Path], rule: Mapping[
         **facts,
     }
     whole = Composite(target, manifest, pipeline, {}, "composite", "unsaved", list(parts.values()))
+    if bound is not None and config is not None:
+        manifest["post"], told = calibrate.promise(whole, bound, config, held)
+        manifest |= told
+        facts |= told
     rows = json.loads((next(iter(folders.values())) / "examples.json").read_text(encoding="utf-8"))["rows"]
     stored = answered(whole, rows)
 

@@ -54,8 +54,25 @@ class TrainConfig:
     """`standard`, `none`, or a map of image operations (crop, flip, rotate, cutout …)."""
     mixup: Annotated[float, Between(0, 10)] | None = None
     """alpha of Beta(alpha, alpha) for mix-up of images; 0 is off."""
+    output_weights: dict[str, Annotated[float, Between(0, 1e6)]] | None = None
+    """output → weight of its loss in a net with several outputs; those not named weigh 1."""
     class_weights: Literal["balanced"] | dict[str, float] | None = None
-    """balanced, or label → weight: rare labels count more in the loss."""
+    """balanced, or label → weight: rare labels count more in the loss. Estimators weigh the rows of the label."""
+    loss: Literal["focal"] | None = None
+    """focal lets sure examples count less (Lin et al. 2017), for labels and label sets in nets; without it cross-entropy."""
+    gamma: Annotated[float, Between(0, 10)] = 2.0
+    """Of the focal loss: 0 is cross-entropy."""
+    calibration: Literal["none", "temperature", "platt", "isotonic", "auto"] = "none"
+    """Makes scores true frequencies, fitted on the validation rows after training: temperature (Guo et al. 2017), platt (Platt 1999; more
+    than two labels: a scale and a shift of each label's log-score), isotonic (Zadrozny & Elkan 2002; more than two labels: each against
+    the rest), or the best of them by cross-validated log-loss."""
+    coverage: Annotated[float, Between(0.5, 0.999)] | None = None
+    """Promise of conformal answers, e.g. 0.9: label sets `y.set` or intervals `y.low` … `y.high` that hold the truth this often."""
+    sets: Literal["lac", "aps", "raps"] = "lac"
+    """How label sets are made: lac is smallest and may be empty (Sadinle et al. 2019), aps suits hard rows and holds at least one label
+    (Romano et al. 2020), raps is aps with fewer improbable labels (Angelopoulos et al. 2021)."""
+    intervals: Literal["scaled", "constant"] = "scaled"
+    """scaled: wider where answers of that size were farther off; constant: the same width everywhere."""
     accumulate: Annotated[int, Between(1)] = 1
     """Parts that a batch is cut into to save memory; the step is the same."""
     clip: Annotated[float, Between(0)] | None = None

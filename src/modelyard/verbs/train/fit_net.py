@@ -20,9 +20,11 @@ from modelyard.kinds._contract import Array, take
 from modelyard.nets import _network
 from modelyard.runtime.pipeline import Pipeline
 from modelyard.tasks._contract import Task
+from modelyard.verbs.train import monotone
 from modelyard.verbs.train.config import TrainConfig, resolve
 from modelyard.verbs.train.learner import Choice
 from modelyard.verbs.train.loop import Augment, Fit, Result, Term
+from modelyard.verbs.train.weights import class_weights
 
 Arrays = tuple[dict[str, Array], dict[str, Array]]
 """(inputs, targets)."""
@@ -30,6 +32,7 @@ Arrays = tuple[dict[str, Array], dict[str, Array]]
 
 def describe(choice: Choice, pipeline: Pipeline, rows: int) -> tuple[dict[str, Any], list[dict[str, object]]]:
     """(the `net` section of the manifest, training defaults of the families). Families with a `recipe` suit it to the data."""
+    monotone.options(choice, pipeline)
     if choice.user:
         user = dict(choice.user)
         path = Path(str(user["module"]).rpartition(":")[0])
@@ -71,12 +74,20 @@ def fit(
 ) -> tuple[dict[str, Any], torch.nn.Module, dict[str, np.ndarray], Result, TrainConfig, dict[str, str]]:
     """(manifest section, network, weights, result, resolved settings, their origins)."""
     config, origins = resolve(config, *families)
+    if config.loss == "focal" and not any(c.kind in ("category", "label-set") for c in pipeline.outputs):
+        raise Unsupported("the focal loss is about labels; leave train.loss out to predict numbers", "never")
+    if config.loss == "focal" and config.label_smoothing and origins.get("train.label_smoothing") is None:
+        raise ConfigError("train.loss: focal and train.label_smoothing exclude each other; set one of them")
     if config.threads:
         torch.set_num_threads(config.threads)
     spec = dict(spec)
     if config.dropout and "nets" in spec:
         spec["fusion"] = {**spec["fusion"], "dropout": config.dropout}
     heads = pipeline.heads()
+    if unknown := sorted(set(config.output_weights or {}) - {h.output for h in heads}):
+        allowed = ", ".join(h.output for h in heads)
+        details = [Problem(f"is no output; expected {allowed}", f"train.output_weights.{name}") for name in unknown]
+        raise ConfigError(f"train.output_weights names {', '.join(unknown)}", details)
     network = _network.build(
         spec, pipeline.parts(), pipeline.cardinalities(), heads, seed=config.seed, statistics=statistics(pipeline), trust_code=True
     )
@@ -111,30 +122,14 @@ def term(pipeline: Pipeline, task: Task, output: str, key: str, config: TrainCon
     chosen = task.losses.get(column.kind)
     if chosen is None:
         raise Unsupported(f"no net learns outputs of kind {column.kind}; choose an estimator", "use")
-    loss = registry.load("losses", chosen.name).loss
-    options: dict[str, Any] = {}
-    if chosen.name == "cross_entropy" and config.label_smoothing:
+    name, options = chosen.name, {}
+    if config.loss == "focal" and column.kind in ("category", "label-set"):
+        name, options = "focal", {"gamma": config.gamma}
+    if name == "cross_entropy" and config.label_smoothing:
         options["label_smoothing"] = config.label_smoothing
-    return Term(
-        key, f"{output}.{chosen.target}", loss, options, 1.0, class_weights(config, column, targets.get(f"{output}.{chosen.target}"))
-    )
-
-
-def class_weights(config: TrainConfig, column: Any, target: Array | None) -> torch.Tensor | None:
-    """(K,) weights: `balanced` is rows / (K · rows of the label)."""
-    labels = getattr(column.state, "labels", None)
-    if config.class_weights is None or column.kind != "category" or not labels or not isinstance(target, np.ndarray):
-        return None
-    if config.class_weights == "balanced":
-        counts_K = np.bincount(target[target >= 0], minlength=len(labels)).astype(np.float64)
-        return torch.tensor(counts_K.sum() / (len(labels) * np.maximum(1.0, counts_K)), dtype=torch.float32)
-    unknown = sorted(set(config.class_weights) - set(labels))
-    if unknown:
-        allowed = ", ".join(labels)
-        raise ConfigError(
-            f"train.class_weights names unknown labels: {', '.join(unknown)}", [Problem(f"expected {allowed}", "train.class_weights")]
-        )
-    return torch.tensor([float(config.class_weights.get(label, 1.0)) for label in labels])
+    weights_K = class_weights(config, column, targets.get(f"{output}.{chosen.target}"))
+    weights = None if weights_K is None else torch.tensor(weights_K, dtype=torch.float32)
+    return Term(key, f"{output}.{chosen.target}", registry.load("losses", name).loss, options, (config.output_weights or {}).get(output, 1.0), weights)
 
 
 def augmentation(config: TrainConfig, pipeline: Pipeline) -> Augment | None:

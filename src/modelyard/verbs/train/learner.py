@@ -125,7 +125,29 @@ def _per_input(section: Mapping[str, Any], inputs: Mapping[str, str]) -> Choice:
 
 
 def _fusion(given: Any) -> dict[str, Any]:
-    return {"name": given} if isinstance(given, str) else dict(given or {"name": "concatenate"})
+    """`{"name", …}` with settings that the fusion has."""
+    found = {"name": given} if isinstance(given, str) else {"name": "concatenate", **dict(given or {})}
+    if set(found) == {"name"} and found["name"] == "concatenate":
+        return found
+    import inspect
+
+    from modelyard.nets._fusion import FUSIONS
+
+    if found["name"] not in FUSIONS:
+        raise registry.unknown("model.fusion", str(found["name"]), list(FUSIONS))
+    allowed = [k for k in inspect.signature(FUSIONS[found["name"]]).parameters if k != "widths"]
+    bad = [k for k in found if k not in ("name", *allowed)]
+    problems = [Problem(f"is no setting of {found['name']}; expected one of {', '.join(allowed)}", f"model.fusion.{k}") for k in bad]
+    own, width, dropout = found.get("own", []), found.get("width", 1), found.get("dropout", 0.0)
+    if not (isinstance(own, list | tuple) and all(isinstance(w, int) and w > 0 for w in own)):
+        problems.append(Problem(f"got {own!r}, expected a list of widths such as [64]", "model.fusion.own"))
+    if not (isinstance(width, int) and width > 0):
+        problems.append(Problem(f"got {width!r}, expected a width from 1", "model.fusion.width"))
+    if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
+        problems.append(Problem(f"got {dropout!r}, expected a share from 0 to below 1", "model.fusion.dropout"))
+    if problems:
+        raise ConfigError(f"the model section has {len(problems)} mistake(s)", problems)
+    return found
 
 
 def _encodings(kind: str) -> list[str]:

@@ -17,8 +17,9 @@ from modelyard.store import folder as store
 from modelyard.store.run import now, versions
 from modelyard.store.state import write_arrays
 from modelyard.tasks._binding import Bound
-from modelyard.verbs.train import examples
+from modelyard.verbs.train import calibrate, examples
 from modelyard.verbs.train.card import card
+from modelyard.verbs.train.config import TrainConfig
 
 EXAMPLES_SEED = 0
 SERIES_ROWS = 400
@@ -33,13 +34,17 @@ def save(
     graphs: dict[str, Graph],
     weights: Mapping[str, np.ndarray],
     arrays: dict[str, np.ndarray],
-    facts: Mapping[str, Any],
+    facts: dict[str, Any],
+    config: TrainConfig | None = None,
     rows: list[dict[str, Any]] | None = None,
+    held: Mapping[str, calibrate.Evidence] | None = None,
 ) -> Path:
-    """Make the model folder; `rows` are the stored examples, chosen here where none are given.
+    """Make the model folder; `rows` are the stored examples, chosen here where none are given, and `held` out-of-fold outputs to
+    calibrate on where there are no validation rows.
 
     `model` is the manifest's section (backend, net or estimator, program, params); `weights` a net's parameters, `arrays`
-    an estimator's; `facts` what else the manifest tells (parents, metrics, training).
+    an estimator's; `facts` what else the manifest tells (parents, metrics, training). With `config` what it asks for after training is
+    fitted (calibration, coverage), stored as post steps and told in `facts["promises"]`.
     """
     states: dict[str, np.ndarray] = {}
     pipeline = bound.pipeline.pack(states)
@@ -58,6 +63,10 @@ def save(
         **facts,
     }
     fitted = Model(folder, manifest, bound.pipeline, graphs, str(model["backend"]), "unsaved")
+    if config is not None:
+        manifest["post"], told = calibrate.promise(fitted, bound, config, held)
+        manifest |= told
+        facts |= told
     split = next((s for s in ("test", "valid", "train") if s in bound.splits and bound.splits[s].height), "train")
     stored = answered(fitted, example_rows(bound, fitted, split) if rows is None else rows)
 

@@ -67,7 +67,7 @@ class Tuned:
     best: dict[str, Any]
     """`{trial, params, value}`."""
     settings: str
-    """Project-file snippet with the best settings: paste it, or train with `-f`."""
+    """Project-file snippet with the best settings, to be pasted into modelyard.yaml."""
     trials: int
     """Finished in all; the journal trials.jsonl in the run folder has each of them."""
     pruned: int
@@ -96,7 +96,7 @@ class Tuned:
         lines += [f"failed  trial {f['trial']}: {f['reason']}" for f in self.failed[:5]]
         lines += [f"failed  {len(self.failed) - 5} more; see trials.jsonl"] if len(self.failed) > 5 else []
         lines += [f"note    {note}" for note in self.notes]
-        lines += [f"model   {self.model}", f"best    {self.settings}", f"report  {Path(self.run) / 'report.html'}"]
+        lines += [f"model   {self.model}", f"best    {self.settings} (paste it into modelyard.yaml)", f"report  {Path(self.run) / 'report.html'}"]
         return "\n".join([*lines, "", "next:", f"  modelyard predict {self.run} data=new.csv", f"  modelyard serve {self.run}"])
 
 

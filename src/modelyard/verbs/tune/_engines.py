@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -80,6 +81,7 @@ class Workers:
         self.done: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
         self.running: dict[int, Job] = {}
         self.processes: dict[int, subprocess.Popen[str]] = {}
+        self.listeners: dict[int, threading.Thread] = {}
         self.count = 0
         self.free: list[int] = []
 
@@ -95,7 +97,7 @@ class Workers:
             worker, answer = self.done.get()
             job = self.running.pop(worker, None)
             if answer is None:
-                code = self.processes.pop(worker).wait()
+                code = self._ended(worker)
                 if worker in self.free:
                     self.free.remove(worker)
                 if job is None:
@@ -110,8 +112,8 @@ class Workers:
         """Kills the workers; a trial that runs is asked again when the study goes on."""
         for process in self.processes.values():
             process.kill()
-            process.wait()
-        self.processes.clear()
+        for worker in list(self.processes):
+            self._ended(worker)
 
     def _new(self) -> int:
         threads = str(max(1, (os.cpu_count() or 1) // self.slots))
@@ -123,9 +125,20 @@ class Workers:
         )  # fmt: skip
         worker, self.count = self.count, self.count + 1
         self.processes[worker] = process
-        threading.Thread(target=self._listen, args=(worker, process), daemon=True).start()
+        self.listeners[worker] = threading.Thread(target=self._listen, args=(worker, process), daemon=True)
+        self.listeners[worker].start()
         self._tell(worker, self.text)
         return worker
+
+    def _ended(self, worker: int) -> int:
+        """Exit code of a worker, its pipes closed."""
+        process = self.processes.pop(worker)
+        code = process.wait()
+        self.listeners.pop(worker).join()
+        with contextlib.suppress(BrokenPipeError):  # what it never read
+            assert process.stdin is not None
+            process.stdin.close()
+        return code
 
     def _tell(self, worker: int, message: Any) -> None:
         stream = self.processes[worker].stdin
@@ -138,6 +151,7 @@ class Workers:
 
     def _listen(self, worker: int, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self.done.put((worker, json.loads(line)))
+        with process.stdout:
+            for line in process.stdout:
+                self.done.put((worker, json.loads(line)))
         self.done.put((worker, None))

@@ -2,6 +2,7 @@
 
     {"event": "study", "format": 1, …what must stay the same for the study to go on}
     {"event": "asked", "trial": 0, "params": {…}}                        before the trial begins
+    {"event": "scored", "trial": 0, "rung": 0, "value": …}               where trials are cut: after each rung
     {"event": "finished", "trial": 0, "state": "complete", "value": …}   after its model is saved and scored
 
 A kill can cut the last line only; it is then no whole JSON object, and is dropped before the next line is written.
@@ -70,11 +71,15 @@ class Journal:
 
 
 def trials(entries: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Each trial with what is known of it: `params`, and once it is finished `state`, `value` and the rest."""
+    """Each trial with what is known of it: `params`, `scores` by rung, and once it is finished `state`, `value` and the rest."""
     found: dict[int, dict[str, Any]] = {}
     for entry in entries:
+        number, rest = int(entry.get("trial", -1)), {k: v for k, v in entry.items() if k not in ("event", "clock", "rung")}
         if entry["event"] == "asked":
-            found.setdefault(int(entry["trial"]), {"trial": int(entry["trial"]), "params": entry["params"]})
+            found.setdefault(number, {**rest, "scores": {}, "seconds": 0.0, "epochs": 0})
+        elif entry["event"] == "scored":
+            scores = {**found[number]["scores"], int(entry["rung"]): entry["value"]}
+            found[number] |= {**{k: v for k, v in rest.items() if k != "value"}, "scores": scores}
         elif entry["event"] == "finished":
-            found[int(entry["trial"])] |= {k: v for k, v in entry.items() if k != "event"}
+            found[number] |= {**rest, "scores": {int(rung): value for rung, value in entry["scores"]}}
     return found

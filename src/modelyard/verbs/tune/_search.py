@@ -21,7 +21,7 @@ from modelyard.verbs.tune import Config, Tuned, _space
 from modelyard.verbs.tune._engines import Engine, Here, Job, Workers
 from modelyard.verbs.tune._journal import FORMAT, Journal, trials
 from modelyard.verbs.tune._space import Settings, Space
-from modelyard.verbs.tune._study import Asked, Study, importances, optuna
+from modelyard.verbs.tune._study import Suggestions, importances, optuna
 from modelyard.verbs.tune._trial import Course, resource
 
 TRIALS = 50
@@ -43,9 +43,7 @@ class Search:
         self.notes: list[str] = []
         self.found: dict[int, dict[str, Any]] = {}
         """Trials by number, as the journal has them."""
-        self.running: dict[int, Asked] = {}
-        self.rungs: dict[int, list[float]] = {}
-        self.seconds: dict[int, float] = {}
+        self.running: set[int] = set()
         self.clock = 0.0
         """Seconds that earlier sessions of this study took."""
 
@@ -138,8 +136,7 @@ class Search:
         )  # fmt: skip
         course.bounds[json.dumps(base.data, sort_keys=True, default=str)] = self.bound
         self.course = course
-        self.study = Study(self.method, self.space, self.better, self.config)
-        self.study.replay(self.found)
+        self.suggestions = Suggestions(self.method, self.space, self.better, self.config)
         fixed = self.method.points(self.space, self.config) if hasattr(self.method, "points") else None
         self.total = len(fixed) if fixed is not None and self.config.trials is None else self.config.trials or TRIALS
         if fixed is not None:
@@ -169,20 +166,22 @@ class Search:
         """Runs trials until there are enough or the time is over; True where Ctrl-C ended it."""
         began = time.monotonic()
         self.now = lambda: self.clock + time.monotonic() - began
-        waiting: list[Job] = []
         engine = None
         try:
             while True:
-                while (engine is None or len(self.running) - len(waiting) < engine.slots) and (job := self._next(waiting)):
+                while (engine is None or len(self.running) < engine.slots) and (job := self._next()):
                     engine = engine or self._engine()
                     engine.start(job)
+                    self.running.add(job.number)
                 if engine is None or not self.running:
-                    return False
+                    break
                 job, outcome = engine.wait()
-                further = self._told(job, outcome)
-                waiting += [further] if further else []
+                self._told(job, outcome)
+            for number in sorted(self._waiting()):  # nothing may go on: what waits is pruned
+                self._finish(number, "pruned")
+            return False
         except KeyboardInterrupt:
-            if not any(t.get("state") == "complete" for t in self.found.values()):
+            if self._best() is None:
                 raise
             return True
         finally:
@@ -200,73 +199,91 @@ class Search:
     def _left(self) -> float | None:
         return None if self.config.budget is None else self.config.budget - self.now()
 
-    def _next(self, waiting: list[Job]) -> Job | None:
-        """A trial that goes on to its next rung, else a new one."""
-        left = self._left()
-        if waiting:
-            job = waiting.pop(0)
-            return Job(job.number, job.params, job.rung, left)
-        asked = len(self.study.study.get_trials(deepcopy=False)) - self._again()
-        if asked >= self.total or (left is not None and left <= 0 and self._best() is not None):
-            return None
-        again = sorted(n for n, t in self.found.items() if "state" not in t and n not in self.running)
-        trial = self.study.ask(self.fixed[asked] if self.fixed is not None and not again else None)
-        if trial is None:
-            self.notes.append(f"all {asked} combinations were tried")
-            self.total = asked
-            return None
-        if trial.number not in self.found:
-            self.journal.append({"event": "asked", "trial": trial.number, "params": trial.params})
-            self.found[trial.number] = {"trial": trial.number, "params": trial.params}
-        self.running[trial.number] = trial
-        self.rungs[trial.number], self.seconds[trial.number] = [], 0.0
-        return Job(trial.number, trial.params, 0 if self.method.PRUNES else None, left)
+    def _next(self) -> Job | None:
+        """The next piece of work, a function of the journal: a trial that a kill cut short, one that goes on, else a new one."""
+        left, prunes = self._left(), self.method.PRUNES
+        cut = sorted(n for n, t in self.found.items() if "state" not in t and n not in self.running and not t["scores"])
+        if cut:
+            return Job(cut[0], self.found[cut[0]]["params"], self.method.first_rung(cut[0], self.config) if prunes else None, left)
+        waiting = self._waiting()
+        over = left is not None and left <= 0
+        number = None if not prunes or over else self.method.promoted(self._scores(), waiting, self.config)
+        if number is None and not over and len(self.found) < self.total:
+            return self._new(left)
+        if number is None and self._best() is None and waiting and not self.running:  # too few to halve, or no time: the best so far goes on
+            number = min(waiting, key=lambda n: (-max(self.found[n]["scores"]), self._scores()[n][max(self.found[n]["scores"])], n))
+        if number is None:
+            return self._new(left) if not self.found else None
+        return Job(number, self.found[number]["params"], max(self.found[number]["scores"]) + 1, left)
 
-    def _again(self) -> int:
-        """Trials that a kill cut short and that have not begun again."""
-        return sum("state" not in t and n not in self.running for n, t in self.found.items())
+    def _new(self, left: float | None) -> Job | None:
+        number = len(self.found)
+        params = self.fixed[number] if self.fixed is not None else self.suggestions.next(number, self.found)
+        if params is None:
+            self.notes.append(f"all {number} combinations were tried")
+            self.total = number
+            return self._next()
+        self.journal.append({"event": "asked", "trial": number, "params": params})
+        self.found[number] = {"trial": number, "params": params, "scores": {}, "seconds": 0.0, "epochs": 0}
+        return Job(number, params, self.method.first_rung(number, self.config) if self.method.PRUNES else None, left)
 
-    def _told(self, job: Job, outcome: dict[str, Any]) -> Job | None:
-        """Judges what came back; the job of the next rung where the trial goes on."""
-        number = job.number
-        self.seconds[number] += outcome["seconds"]
+    def _waiting(self) -> set[int]:
+        """Trials that wait at a rung."""
+        return {n for n, t in self.found.items() if "state" not in t and t["scores"] and n not in self.running}
+
+    def _scores(self) -> dict[int, dict[int, float]]:
+        """Scores by trial and rung, lower is better."""
+        sign = -1 if self.better == "higher" else 1
+        return {n: {rung: sign * value for rung, value in t["scores"].items()} for n, t in self.found.items()}
+
+    def _told(self, job: Job, outcome: dict[str, Any]) -> None:
+        """Judges what came back."""
+        number, trial = job.number, self.found[job.number]
+        self.running.discard(number)
+        # a net goes on from its checkpoint; what begins again at each rung has taken the sum
+        more = 0 if outcome.get("unit", "epochs") == "epochs" or outcome.get("again") else trial["epochs"]
+        epochs = (0 if outcome.get("again") else outcome.get("epochs", 0)) + more
+        seconds = round(trial["seconds"] + outcome["seconds"], 3)
+        facts: dict[str, Any] = {"epochs": epochs or trial["epochs"], "of": outcome.get("of", 0), "unit": outcome.get("unit", ""), "seconds": seconds}
         if "error" in outcome:
-            self._finish(number, "failed", None, outcome, reason=outcome["error"])
-            return None
-        value = outcome["value"]
-        if outcome["late"] and self._best() is not None:
-            self._finish(number, "pruned", self.rungs[number][-1] if self.rungs[number] else None, outcome, reason="the time was over")
-            return None
-        if job.rung is None or not outcome["of"] or outcome["late"]:
-            self._finish(number, "complete", value, outcome)
-            return None
-        asked = self.running[number]
-        last = job.rung == self.config.rungs - 1
-        stop = self.study.report(asked, job.rung, value)
-        self.rungs[number].append(value)
-        if last or stop:
-            self._finish(number, "complete" if last else "pruned", value, outcome)
-            return None
-        return Job(number, job.params, job.rung + 1)
+            self._finish(number, "failed", reason=outcome["error"], **facts)
+        elif outcome["late"] and self._best() is not None:
+            last = trial["scores"][max(trial["scores"])] if trial["scores"] else None
+            self._finish(number, "pruned", last, reason="the time was over", **facts)
+        elif job.rung is None or not outcome["of"] or outcome["late"] or job.rung == self.config.rungs - 1:
+            if job.rung is not None and outcome["of"]:
+                trial["scores"][job.rung] = outcome["value"]
+            self._finish(number, "complete", outcome["value"], **facts)
+        else:
+            entry = {"trial": number, "rung": job.rung, "value": outcome["value"], **facts}
+            self.journal.append({"event": "scored", **entry, "clock": round(self.now(), 3)})
+            trial["scores"][job.rung] = outcome["value"]
+            trial |= facts
+            self._tell_progress()
 
-    def _finish(self, number: int, state: str, value: float | None, outcome: dict[str, Any], reason: str = "") -> None:
+    def _finish(self, number: int, state: str, value: float | None = None, reason: str = "", **facts: Any) -> None:
         """The journal first: what is in it is never done again. Then the folder keeps the best model only."""
-        best = self._best()
-        attrs = self.study.tell(self.running.pop(number), state, value)
-        entry = {
-            "trial": number, "state": state, "value": value, "rungs": self.rungs[number], "epochs": outcome.get("epochs", 0),
-            "of": outcome.get("of", 0), "unit": outcome.get("unit", ""), "seconds": round(self.seconds[number], 3),
-            "clock": round(self.now(), 3), "attrs": attrs, **({"reason": reason} if reason else {}),
+        best, trial = self._best(), self.found[number]
+        if state == "pruned" and trial["scores"]:
+            value = trial["scores"][max(trial["scores"])]
+        kept = {k: trial[k] for k in ("epochs", "of", "unit", "seconds") if k in trial}
+        entry: dict[str, Any] = {
+            "trial": number, "state": state, "value": value, **kept, **facts, "scores": [[r, v] for r, v in sorted(trial["scores"].items())],
         }  # fmt: skip
-        self.journal.append({"event": "finished", **entry})
-        self.found[number] |= entry
+        if reason:
+            entry["reason"] = reason
+        self.journal.append({"event": "finished", **entry, "clock": round(self.now(), 3)})
+        self.found[number] |= {**entry, "scores": trial["scores"]}
         for other in {number, *([best["trial"]] if best else [])} - {self._best_number()}:
             atomic.remove(self.course.place(other) / "model")
         shutil.rmtree(self.course.place(number) / "checkpoints", ignore_errors=True)
+        self._tell_progress()
+
+    def _tell_progress(self) -> None:
         if self.progress:
             best = self._best()
             text = f"best {self.metric} {best['value']:.4g}" if best else ""
-            self.progress(sum("state" in t for t in self.found.values()), self.total, text)
+            self.progress(sum("state" in t or bool(t["scores"]) for t in self.found.values()), self.total, text)
 
     def _best_number(self) -> int | None:
         best = self._best()
@@ -340,9 +357,9 @@ class Search:
         """What the report shows of the search. With pruning, importance is of the first rung, which every trial reached."""
         shown = []
         for t in sorted((t for t in self.found.values() if "state" in t), key=lambda t: t["trial"]):
-            value = t["rungs"][0] if t["rungs"] else t["value"] if not self.method.PRUNES else None
-            kept = ("trial", "params", "state", "value", "rungs", "epochs", "of", "seconds")
-            shown.append({**{k: t[k] for k in kept}, "shown": value, "reason": t.get("reason", "")})
+            first = t["scores"].get(0) if self.method.PRUNES else t["value"]
+            kept = {k: t[k] for k in ("trial", "params", "state", "value", "epochs", "of", "seconds")}
+            shown.append({**kept, "shown": first, "reason": t.get("reason", "")})
         axes = {k: {"log": getattr(d, "log", False), "values": list(getattr(d, "values", ()))} for k, d in self.space.dimensions.items()}
         found = importances(shown, self.space)
         search = {

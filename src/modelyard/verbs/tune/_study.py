@@ -1,8 +1,7 @@
-"""Optuna's samplers and pruners (Akiba et al. 2019) behind ask, report and tell, made to repeat themselves.
+"""Optuna's samplers (Akiba et al. 2019) as a function: the next suggestion follows from the trials so far and nothing else.
 
-Every trial is sampled by a fresh sampler whose seed is a function of (study seed, trial number), over a study in memory that
-holds exactly the trials finished before it. So the next suggestion depends on the journal alone, and a study that was killed and
-replayed goes on with the suggestions it would have made.
+Every trial is drawn by a fresh sampler whose seed is a function of (study seed, trial number), over a study in memory made of what the
+journal holds. So a search that was killed goes on with the very suggestions it would have made.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-NAME = "tune"
-"""Optuna's Hyperband draws brackets from the study's name and the trial's number: both are the same after a resume."""
+
+ATTEMPTS = 200
+"""Suggestions for one trial after which every combination counts as tried."""
+
+STARTUP = 10
+"""Trials that TPE draws by chance before it makes a model (Optuna's default)."""
 
 
 def optuna() -> Any:
@@ -50,77 +52,29 @@ def quiet() -> Iterator[None]:
         package.logging.set_verbosity(before)
 
 
-ATTEMPTS = 200
-"""Suggestions for one trial after which every combination counts as tried."""
-
-
-@dataclass
-class Asked:
-    """A trial that runs."""
-
-    number: int
-    params: dict[str, Any]
-    trial: Any
-
-
-class Study:
-    """One search; `method` is a module of this folder."""
+class Suggestions:
+    """What a method (a module of this folder) asks for next."""
 
     def __init__(self, method: ModuleType, space: Space, better: str, config: Any) -> None:
         self.method, self.space, self.config = method, space, config
+        self.direction = "maximize" if better == "higher" else "minimize"
         self.distributions = {key: distribution(dim) for key, dim in space.dimensions.items()}
+
+    def next(self, number: int, found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any] | None:
+        """Settings of trial `number` after the trials `found`; None where nothing new is left.
+
+        The same settings give the same model, so none are tried twice.
+        """
+        tried = {_key(t["params"]) for t in found.values()}
         with quiet():
-            direction = "maximize" if better == "higher" else "minimize"
-            pruner = method.pruner(config) if method.PRUNES else optuna().pruners.NopPruner()
-            # it never suggests: `_new` asks the method's sampler, and what it says is queued here
-            idle = optuna().samplers.RandomSampler(seed=0)
-            self.study = optuna().create_study(study_name=NAME, direction=direction, sampler=idle, pruner=pruner)
-
-    def replay(self, trials: Mapping[int, Mapping[str, Any]]) -> None:
-        """Puts trials of a journal in place, in order of number; those that did not finish are asked again first."""
-        kit = optuna()
-        states = {"complete": kit.trial.TrialState.COMPLETE, "pruned": kit.trial.TrialState.PRUNED, "failed": kit.trial.TrialState.FAIL}
-        for _, entry in sorted(trials.items()):
-            inner = {k: self._inner(k, v) for k, v in entry["params"].items()}
-            if "state" not in entry:
-                self.study.enqueue_trial(inner)
-                continue
-            # a trial pruned by the end of the budget before its first rung has no value; Optuna then wants it as failed
-            known = entry["state"] != "failed" and entry.get("value") is not None
-            frozen = kit.trial.create_trial(
-                state=states[entry["state"]] if known else states["failed"],
-                value=entry["value"] if known else None,
-                params=inner,
-                distributions={k: self.distributions[k] for k in inner},
-                intermediate_values={self.step(i): v for i, v in enumerate(entry.get("rungs") or [])},
-                system_attrs=entry.get("attrs") or {},
-            )
-            self.study.add_trial(frozen)
-
-    def ask(self, fixed: Mapping[str, Any] | None = None) -> Asked | None:
-        """The next trial: one that was cut short, else `fixed`, else what the sampler suggests; None where nothing new is left."""
-        kit = optuna()
-        with quiet():
-            every = self.study.get_trials(deepcopy=False)
-            if not any(t.state == kit.trial.TrialState.WAITING for t in every):
-                fixed = fixed if fixed is not None else self._new(every)
-                if fixed is None:
-                    return None
-                self.study.enqueue_trial({k: self._inner(k, v) for k, v in fixed.items()})
-            trial = self.study.ask()
-            return Asked(trial.number, self._drawn(trial), trial)
-
-    def _new(self, every: list[Any]) -> dict[str, Any] | None:
-        """What the sampler suggests for the next trial. The same settings give the same model, so they are not tried twice."""
-        tried = {_key(self._outer(t.params)) for t in every}
-        for attempt in range(ATTEMPTS):
-            seed = seed_of(self.config.seed, len(every), attempt)
-            # a sampler that has settled on one place of a small space suggests it again and again: chance finds what is left
-            chance = optuna().samplers.RandomSampler(seed=seed)
-            sampler = self.method.sampler(self.config, seed) if attempt < ATTEMPTS // 10 else chance
-            params = self._drawn(self._seen(every, sampler).ask())
-            if _key(params) not in tried:
-                return params
+            for attempt in range(ATTEMPTS):
+                seed = seed_of(self.config.seed, number, attempt)
+                # a sampler that has settled on one place of a small space suggests it again and again: chance finds what is left
+                chance = optuna().samplers.RandomSampler(seed=seed)
+                sampler = self.method.sampler(self.config, seed) if attempt < ATTEMPTS // 10 else chance
+                params = self._drawn(self._study(found, sampler).ask())
+                if _key(params) not in tried:
+                    return params
         return None
 
     def _drawn(self, trial: Any) -> dict[str, Any]:
@@ -130,57 +84,34 @@ class Study:
                 params[key] = _suggested(trial, key, dim)
         return params
 
-    def _seen(self, every: list[Any], sampler: Any) -> Any:
-        """The study as the sampler sees it.
+    def _study(self, found: Mapping[int, Mapping[str, Any]], sampler: Any) -> Any:
+        """A study in memory with what is known; failed trials tell nothing.
 
-        With pruning these are the values of one rung, the highest that enough trials came to (BOHB, Falkner et al. 2018): Optuna's own
-        order, whole trials before pruned ones, would make a model of the first trials, which went to their end because there was nobody
-        to lose against.
+        With pruning these are the scores at one rung, the highest that enough trials came to (BOHB, Falkner et al. 2018).
         """
         kit = optuna()
-        study = kit.create_study(study_name=NAME, direction=self.study.direction, sampler=sampler)
-        if not self.method.PRUNES:
-            study.add_trials([t for t in every if t.state != kit.trial.TrialState.WAITING])
-            return study
-        at: dict[int, list[Any]] = {}
-        for trial in every:
-            for step, value in trial.intermediate_values.items():
-                at.setdefault(step, []).append((trial, value))
-        step = max((s for s, found in at.items() if len(found) >= len(self.space.dimensions) + 2), default=1)
-        for trial, value in at.get(step, []):
-            study.add_trial(kit.trial.create_trial(value=value, params=trial.params, distributions=trial.distributions))
+        study = kit.create_study(study_name="tune", direction=self.direction, sampler=sampler)
+        running = []
+        if self.method.PRUNES:
+            at: dict[int, list[tuple[Mapping[str, Any], float]]] = {}
+            for _, t in sorted(found.items()):
+                for rung, value in t.get("scores", {}).items():
+                    at.setdefault(rung, []).append((t["params"], value))
+            enough = max(STARTUP, len(self.space.dimensions) + 2)
+            known = at.get(max((r for r, scores in at.items() if len(scores) >= enough), default=min(at, default=0)), [])
+        else:
+            known = [(t["params"], t["value"]) for _, t in sorted(found.items()) if t.get("state") == "complete"]
+            running = [t["params"] for _, t in sorted(found.items()) if "state" not in t]
+        for params, value in known:
+            study.add_trial(kit.trial.create_trial(value=value, **self._inner(params)))
+        for params in running:
+            study.add_trial(kit.trial.create_trial(state=kit.trial.TrialState.RUNNING, **self._inner(params)))
         return study
 
-    def report(self, asked: Asked, rung: int, value: float) -> bool:
-        """Tells the value at a rung; True where the trial should end here."""
-        asked.trial.report(value, self.step(rung))
-        with quiet():
-            return bool(asked.trial.should_prune())
-
-    def tell(self, asked: Asked, state: str, value: float | None) -> dict[str, Any]:
-        """Closes a trial; returns what Optuna noted about its rungs, which the journal keeps for the replay."""
-        kit = optuna()
-        noted = self.study.get_trials(deepcopy=False)[asked.number].system_attrs
-        attrs = {k: v for k, v in noted.items() if k.startswith("completed_rung_")}
-        with quiet():
-            if state == "complete":
-                self.study.tell(asked.trial, value)
-            else:
-                pruned = state == "pruned" and value is not None
-                self.study.tell(asked.trial, state=kit.trial.TrialState.PRUNED if pruned else kit.trial.TrialState.FAIL)
-        return attrs
-
-    def step(self, rung: int) -> int:
-        """Rungs are told as powers of eta, which is where Optuna's pruners look."""
-        return int(self.config.eta**rung)
-
-    def _inner(self, key: str, value: Any) -> Any:
-        dim = self.space.dimensions[key]
-        return dim.index(value) if isinstance(dim, Choice) else value
-
-    def _outer(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def _inner(self, params: Mapping[str, Any]) -> dict[str, Any]:
         dims = self.space.dimensions
-        return {k: d.values[v] if isinstance(d := dims[k], Choice) else v for k, v in params.items()}
+        plain = {k: d.index(v) if isinstance(d := dims[k], Choice) else v for k, v in params.items()}
+        return {"params": plain, "distributions": {k: self.distributions[k] for k in params}}
 
 
 def _suggested(trial: Any, key: str, dim: Dimension) -> Any:

@@ -120,7 +120,8 @@ class Course:
 
     def _advance(self, number: int, params: Mapping[str, Any], rung: int | None, deadline: float | None) -> dict[str, Any]:
         folder = self.place(number)
-        if not rung:
+        fresh = not rung or not (folder / STATE).is_file()
+        if fresh:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         own = self.settings(params)
@@ -131,9 +132,9 @@ class Course:
         config = replace(config, smoke=False)  # the project's own settings passed it, or will when the best is trained on
         bound = self.bound(own.data)
         share = 1.0 if rung is None else float(self.eta) ** (rung - self.rungs + 1)
-        before = _read(folder / STATE) if rung else {}
+        before = {} if fresh else json.loads((folder / STATE).read_text(encoding="utf-8"))
         if before and (before["ended"] or before["epochs"] >= target(before["of"], share)):
-            return before["found"]
+            return {**before, "again": True}  # stopped by its patience, or so short that two rungs are one epoch
         kind, setting, whole = resource(own.model, bound)
         model, run = own.model, Paced(folder, share, deadline)
         if setting:  # an estimator has no checkpoint: it begins again with more
@@ -143,7 +144,7 @@ class Course:
         atomic.remove(folder / "model")
         net = kind == "net"
         fitted, facts = fit(
-            bound, model, config, run, name=self.name, base=Path(self.base), resume=bool(rung) and net, device=self.device, stop=run.stop
+            bound, model, config, run, name=self.name, base=Path(self.base), resume=net and not fresh, device=self.device, stop=run.stop
         )
         entry = score(Model.load(fitted, trust_code=True), bound, "valid", self.metric, self.output, positive=self.positive)
         if entry["value"] != entry["value"]:
@@ -152,7 +153,7 @@ class Course:
         ended = not of or share >= 1 or (net and facts.get("training", {}).get("stopped") != "interrupt")
         unit = "epochs" if net else setting
         found = {"value": float(entry["value"]), "epochs": epochs, "of": of, "unit": unit, "late": run.late, "ended": ended}
-        atomic.replace_file(folder / STATE, json.dumps({"ended": ended, "epochs": epochs, "of": of, "found": found}).encode("utf-8"))
+        atomic.replace_file(folder / STATE, json.dumps(found).encode("utf-8"))
         return found
 
 
@@ -168,10 +169,6 @@ def resource(model: Any, bound: Bound) -> tuple[str, str, int]:
         return ("net" if choice.nets or choice.user else "other"), "", 0
     name = str(getattr(registry.load("estimators", choice.estimator), "RESOURCE", ""))
     return "estimator", name, int(getattr(choice.config, name)) if name else 0
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def pack(course: Course, tables: bool) -> str:
