@@ -145,10 +145,9 @@ def prepare(
     tables = {n: t.frame().with_row_index(ROW, offset=1).with_columns(_whole(ROW)) for n, t in source.tables.items()}
     work = Work(
         source.described(data), task, base, tables, train.seed, model, train, set_aside=list(source.set_aside), notes=list(source.notes),
-        split=False, resampled=bool(source.made and source.made.resampled), say=say or (lambda text: None),
+        given=None if source.made is None else artefact.Made("", {}, split=source.made.split),
+        resampled=bool(source.made and source.made.resampled), say=say or (lambda text: None),
     )  # fmt: skip
-    if source.made is not None and source.made.split:
-        work.tables_are_all()
     counts = []
     for number, (step, module, config) in enumerate(asked):
         if module.TRAIN_ONLY:
@@ -157,7 +156,7 @@ def prepare(
     frames = {n: t.drop(ROW) for n, t in work.tables.items() if t.height}
     aside = [dataclasses.asdict(s) for s in work.set_aside]
     facts = artefact.Made(
-        key=key, tables={}, roles=work.roles or _roles(data), split=work.split, resampled=work.resampled,
+        key=key, tables={}, roles=work.roles or _roles(data), split=work.split or bool(source.made and source.made.split), resampled=work.resampled,
         columns={c: work.kinds.get(c, str(d)) for f in frames.values() for c, d in f.schema.items()},
         parents=[_parent(data, n, t) for n, t in source.tables.items()], steps=counts,
         rows_in=sum(t.rows_read for t in source.tables.values()), set_aside=aside[:100_000], set_aside_count=len(aside), seed=seed,

@@ -40,9 +40,11 @@ class Work:
     kinds: dict[str, str] = field(default_factory=dict)
     """Of inputs and outputs, once the rows are split."""
     targets: list[str] = field(default_factory=list)
+    given: Made | None = None
+    """What an artefact that the rows come from says of their split."""
     split: bool = False
     resampled: bool = False
-    say: Callable[[str], None] = lambda text: None  # noqa: E731
+    say: Callable[[str], None] = lambda text: None
 
     def cut(self) -> None:
         """Splits the rows as training would, with `data.split` and the seed of training; canonical values, bad rows set aside."""
@@ -81,7 +83,7 @@ class Work:
         if d.group and d.group not in named and d.group in self.tables["train"].columns:
             ignore.append(d.group)
         config = dataclasses.replace(d, group=ROW, ignore=ignore or None, limit=None)
-        source = Source({name: Table(name, frame) for name, frame in self.tables.items()})
+        source = Source({name: Table(name, frame) for name, frame in self.tables.items()}, made=self.given)
         return bind(config, self.task, self.base, seed=self.train_seed, source=source)
 
     def labels_of(self, what: str) -> str:

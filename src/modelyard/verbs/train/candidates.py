@@ -186,8 +186,6 @@ def search(bound: Bound, section: Any, job: _Job, split: SplitConfig) -> tuple[P
 def divide(bound: Bound, split: SplitConfig, k: int, seed: int) -> Rows:
     """All training rows with their folds. Validation rows that were cut from the same table at random are learnt from too, since
     every fold has its own; those that came as a file, a column or the end of a time stay apart and are the only fold."""
-    if k > 1:
-        bound.source.refuse_folds(f"the preset's {k} folds")
     train, valid = bound.splits["train"], bound.splits.get("valid")
     targets = [c.name for c in bound.pipeline.outputs]
     apart = valid is not None and valid.height and ("valid" in bound.source.tables or split.time or split.column)
@@ -198,6 +196,7 @@ def divide(bound: Bound, split: SplitConfig, k: int, seed: int) -> Rows:
         made = [(np.arange(train.height), np.arange(train.height, whole.height))]
         splits["valid"] = valid
     else:
+        bound.source.refuse_folds("this preset, which judges by folds,")
         whole = train if valid is None or not valid.height else pl.concat([train, valid])
         made = folds(whole, split, targets, k, seed=seed)
     held = np.zeros(whole.height, bool)
