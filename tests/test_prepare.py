@@ -14,7 +14,6 @@ import pytest
 import modelyard
 from modelyard import cli
 from modelyard.data import artefact
-from modelyard.data.balance import space
 from modelyard.data.nearest import nearest
 from modelyard.data.source import DataConfig, open_source
 from modelyard.data.split import SplitConfig
