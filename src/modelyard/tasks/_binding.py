@@ -105,6 +105,7 @@ def bind(
         return _bind_stream(config, task, base, seed, like, tasks or {})
     mistakes = Mistakes()
     source = open_source(config, base, mistakes) if source is None else source
+    config = source.described(config)
     framed: dict[str, tuple[pl.DataFrame, np.ndarray]] = {}
     with mistakes.gathering():
         frame = _frame(config, task, tasks)
@@ -133,7 +134,8 @@ def bind(
         splits = {"train": tables["train"], "test": tables["train"]}
     elif "train" in tables and tables["train"].height:
         with mistakes.gathering():
-            splits = _split(tables, config, [c.name for c in outputs if chosen[c.name].supervised], seed)
+            given = (*tables, "valid", "test") if source.made is not None and source.made.split else tuple(tables)
+            splits = _split(tables, config, given, [c.name for c in outputs if chosen[c.name].supervised], seed)
     if like is None and splits:
         _trainable(splits, outputs, chosen, mistakes.problems)
     _refuse(mistakes, set_aside)
@@ -515,11 +517,11 @@ def _row_problem(table: str, column: str, errors: list[RowError], origin: np.nda
 
 
 def _split(
-    tables: dict[str, pl.DataFrame], config: DataConfig, targets: list[str], seed: int
+    tables: dict[str, pl.DataFrame], config: DataConfig, given: tuple[str, ...], targets: list[str], seed: int
 ) -> dict[str, pl.DataFrame]:
     out = dict(tables)
     whole = out.pop("train")
-    for name, index in split(whole, config.split, targets, given=tuple(tables), seed=seed).items():
+    for name, index in split(whole, config.split, targets, given=given, seed=seed).items():
         out[name] = whole[index]
     return out
 
