@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -45,7 +46,8 @@ def describe(choice: Choice, pipeline: Pipeline, rows: int) -> tuple[dict[str, A
         module = registry.load("nets", entry["name"])
         config, defaults = entry["config"], dict(getattr(module, "TRAIN", {}))
         if hasattr(module, "recipe"):
-            advised, defaults = module.recipe(parts[name], rows)
+            known = {"kinds": [c.kind for c in pipeline.outputs]} if "kinds" in inspect.signature(module.recipe).parameters else {}
+            advised, defaults = module.recipe(parts[name], rows, **known)
             if config == module.Config():
                 config = advised
         nets[name] = {"name": entry["name"], "config": settings.plain(config)}
