@@ -20,7 +20,7 @@ from modelyard.data.split import SplitConfig
 from modelyard.data.sql import is_url, read_sql
 from modelyard.data.table import SetAside, Table
 from modelyard.data.typing import IMAGE_SUFFIX
-from modelyard.errors import DataError
+from modelyard.errors import DataError, Unsupported
 from modelyard.kinds._missing import Missing
 from modelyard.settings import Between
 
@@ -77,15 +77,15 @@ class DataConfig:
     """Whether delimited files begin with column names; without: column_1, column_2 …"""
     missing: list[str] = field(default_factory=list)
     """Further texts that mean missing, in every column."""
-    missing_values: Missing = field(default_factory=Missing)
-    """What inputs do with missing values, e.g. median or {method: knn, neighbours: 10}; `data.inputs.COLUMN.missing` says otherwise for one.
-    Kinds that a method does not suit (text; categories under mean) keep theirs."""
     sheet: str | int | None = None
     """Sheet of a workbook (name, or number from 1), or table of a database; without it the first sheet, the only table."""
     query: str | None = None
     """SELECT whose rows are taken, where path is a database."""
     max_bytes: Annotated[int, Between(1)] | None = None
     """Bytes that a file may unpack to; without it 8 GiB for texts and 1 GiB for workbooks, and nothing that shrinks more than 300-fold."""
+    missing_values: Missing = field(default_factory=Missing)
+    """What inputs do with missing values, e.g. median or {method: knn, neighbours: 10}; `data.inputs.COLUMN.missing` says otherwise for one.
+    Kinds that a method does not suit (text; categories under mean) keep theirs."""
     limit: int | None = None
     """Take only this many rows of each table."""
     stream: bool = False
@@ -113,6 +113,22 @@ class Source:
     def set_aside(self) -> list[SetAside]:
         """What no table kept."""
         return [s for t in self.tables.values() for s in t.set_aside]
+
+    def refuse_folds(self, asked: str) -> None:
+        """Raises `Unsupported` where folds of the training rows would have copies on both sides."""
+        if self.made is not None and self.made.resampled:
+            message = f"the training rows were resampled by prepare, and {asked} would learn from copies of the rows that judge"
+            raise Unsupported(f"{message}; take the step resample out and set train.balance, which works inside the folds", "use")
+
+    def described(self, config: DataConfig) -> DataConfig:
+        """`config` with what a data artefact says of its columns, wherever the project says nothing."""
+        roles = dict(self.made.roles) if self.made is not None else {}
+        if config.target is not None or config.outputs is not None:
+            roles.pop("outputs", None)
+        taken = {*_names(config.target), *(config.outputs or {}), *_names(config.ignore), *_names(config.id), config.weight, config.group}
+        if "inputs" in roles:
+            roles["inputs"] = {name: kind for name, kind in roles["inputs"].items() if name not in taken}
+        return replace(config, **{k: v for k, v in roles.items() if getattr(config, k) is None})
 
     @cached_property
     def fingerprint(self) -> str:
@@ -164,6 +180,10 @@ def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None
             )
     made = artefact.made(base / Path(first).expanduser()) if isinstance(first, str | Path) and not is_url(first) else None
     return Source(tables, [note for t in tables.values() for note in t.notes], made)
+
+
+def _names(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
 
 
 def _need_rows(name: str, table: Table) -> None:

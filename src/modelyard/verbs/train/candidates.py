@@ -196,6 +196,7 @@ def divide(bound: Bound, split: SplitConfig, k: int, seed: int) -> Rows:
         made = [(np.arange(train.height), np.arange(train.height, whole.height))]
         splits["valid"] = valid
     else:
+        bound.source.refuse_folds("this preset, which judges by folds,")
         whole = train if valid is None or not valid.height else pl.concat([train, valid])
         made = folds(whole, split, targets, k, seed=seed)
     held = np.zeros(whole.height, bool)
