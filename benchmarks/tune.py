@@ -1,7 +1,7 @@
 """Epochs that successive halving needs to reach what random search ends with, at equal trials.
 
-    python benchmarks/tune.py adult --seeds 5             # an MLP on 8,000 rows of Adult, judged on 4,000 others
-    python benchmarks/tune.py mnist --seeds 5             # an MLP on 10,000 MNIST digits (14 x 14), judged on 5,000 others
+    python benchmarks/tune.py adult --seeds 5             # an MLP on 4,000 rows of Adult, judged on 4,000 others
+    python benchmarks/tune.py mnist --seeds 5             # an MLP on 5,000 MNIST digits (7 x 7), judged on 5,000 others
     python benchmarks/tune.py adult --methods tpe hyperband
 
 Both searches go through the public verb with the same space, trials and full length of a trial. Epochs are counted from the journal, so that
@@ -48,11 +48,11 @@ def adult() -> tuple[dict[str, pl.DataFrame], str, str]:
     frame = frame.drop_nulls("income").drop("fnlwgt", "education")
     order = np.random.default_rng(0).permutation(frame.height)
     cut = lambda low, high: frame[np.sort(order[low:high])]  # noqa: E731
-    return {"train": cut(0, 8000), "valid": cut(8000, 12000), "test": cut(12000, 22000)}, "income", "log_loss"
+    return {"train": cut(0, 4000), "valid": cut(4000, 8000), "test": cut(8000, 18000)}, "income", "log_loss"
 
 
 def mnist() -> tuple[dict[str, pl.DataFrame], str, str]:
-    """(tables, target, metric): means of 2 x 2 pixels as 196 numbers."""
+    """(tables, target, metric): means of 4 x 4 pixels as 49 numbers."""
     folder = SHARED / "image_classification" / "mnist"
 
     def idx(name: str) -> np.ndarray:
@@ -62,12 +62,12 @@ def mnist() -> tuple[dict[str, pl.DataFrame], str, str]:
 
     def table(prefix: str, rows: np.ndarray) -> pl.DataFrame:
         images = idx(f"{prefix}-images-idx3-ubyte")[rows].astype(np.float32)
-        small = images.reshape(-1, 14, 2, 14, 2).mean((2, 4)).reshape(len(rows), -1)
+        small = images.reshape(-1, 7, 4, 7, 4).mean((2, 4)).reshape(len(rows), -1)
         digits = idx(f"{prefix}-labels-idx1-ubyte")[rows]
-        return pl.DataFrame({**{f"p{i}": small[:, i] for i in range(196)}, "digit": [f"d{d}" for d in digits]})
+        return pl.DataFrame({**{f"p{i}": small[:, i] for i in range(49)}, "digit": [f"d{d}" for d in digits]})
 
     order = np.random.default_rng(0).permutation(60_000)
-    tables = {"train": table("train", order[:10_000]), "valid": table("train", order[10_000:15_000]), "test": table("t10k", np.arange(10_000))}
+    tables = {"train": table("train", order[:5000]), "valid": table("train", order[5000:10_000]), "test": table("t10k", np.arange(10_000))}
     return tables, "digit", "log_loss"
 
 

@@ -22,12 +22,21 @@ def everything(n=500, k=3, labels=("猫", "狗 & <鸟>", "a very long class name
     y, p, x = rng.integers(0, k, n), rng.dirichlet(np.ones(k), n), rng.normal(size=n)
     clusters = Predicted(labels=rng.integers(-1, 3, n), features=rng.normal(size=(n, 4)))
     item = {"name": "列", "value": -0.1, "low": -0.2, "high": 0.1}
+    axes = {"train.lr": {"log": True, "values": []}, "model.名": {"log": False, "values": ["a<b", [64, 64]]}}
+    trials = [
+        {"trial": i, "params": {"train.lr": 10.0 ** -(i % 4), "model.名": ["a<b", [64, 64]][i % 2]}, "state": s, "value": v, "epochs": 1, "of": 3,
+         "seconds": 0.1, "reason": "" if v else "no & never"}
+        for i, (s, v) in enumerate([("complete", 0.5), ("pruned", 0.9), ("failed", None), ("complete", 0.4), ("complete", 70.0)])
+    ]  # fmt: skip
+    search = {"metric": "log_loss", "better": "lower", "best": 3, "axes": axes, "trials": trials}
     events = [{"epoch": i, "train_loss": 10.0**-i, "valid": {"loss": None, "f1": 0.5}, "lr": 0.1} for i in range(4)]
     return {
         **picture_data("category", y, Predicted(scores=p), labels=labels),
         **picture_data("number", x, Predicted(values=x + 1)),
         **picture_data("cluster", None, clusters),
         **learning_data(events),
+        "search_history": search,
+        "search_settings": search,
         "metrics": {"items": [{**item, "name": "f1", "value": 0.5, "baseline": math.nan}]},
         "importance": {"items": [item, {**item, "value": 0.3, "low": None}]},
         "balance": {"labels": labels, "counts": [5, 0, 9]},

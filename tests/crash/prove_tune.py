@@ -153,9 +153,12 @@ def warm() -> None:
     """What the children need is imported once; nothing is run, because threads do not survive a fork."""
     import importlib
 
-    for name in ("optuna", "optuna.samplers", "optuna.pruners", "sklearn.linear_model", "sklearn.model_selection", "sklearn.svm", "polars",
-                 "modelyard.project", "modelyard.verbs.tune._search", "modelyard.verbs.train.fit_estimator", "modelyard.verbs.train.save",
-                 "modelyard.estimators.linear", "modelyard.estimators.trees", "lightgbm", "modelyard.verbs.report.page", "modelyard.verbs.report.pictures"):  # fmt: skip
+    names = (
+        "optuna", "optuna.samplers", "sklearn.linear_model", "sklearn.model_selection", "sklearn.svm", "lightgbm", "polars",
+        "modelyard.project", "modelyard.verbs.tune._search", "modelyard.verbs.train.fit_estimator", "modelyard.verbs.train.save",
+        "modelyard.estimators.linear", "modelyard.estimators.trees", "modelyard.verbs.report.page", "modelyard.verbs.report.pictures",
+    )  # fmt: skip
+    for name in names:
         importlib.import_module(name)
 
 

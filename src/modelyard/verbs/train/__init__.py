@@ -202,8 +202,10 @@ def _fit_named(bound: Bound, model: Any, job: _Job) -> tuple[Path, dict[str, Any
 def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints: Path) -> tuple[Path, dict[str, Any]]:
     """Fit the encodings and one model, and save it as `target`."""
     from modelyard.verbs.train import learner
+    from modelyard.verbs.train.balanced import balanced
     from modelyard.verbs.train.save import save
 
+    bound = balanced(bound, job.config, job.say)
     pipeline, config = bound.pipeline, job.config
     learner.set_encodings(choice, pipeline)
     if bound.stream is not None and choice.estimator:
