@@ -1,14 +1,16 @@
 """Named operators that break project files and data files, each with what must be said about it.
 
-`project_cases(n)` and `data_cases(n)` give `n` seeded cases; every second one carries two independent faults. An operator
+`project_cases(n)` and `data_cases(n)` give `n` seeded cases; each operator is alone once, then most have a partner. An operator
 that makes a file unreadable is alone in its file: its partner sits in another one.
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import random
 import struct
 import zipfile
@@ -64,6 +66,8 @@ class Case:
     text: list[Callable[[str], str | bytes]] = field(default_factory=list)
     """Changes of the project file's text."""
     files: dict[str, bytes] = field(default_factory=dict)
+    verb: str = "check"
+    """The command that must name the faults."""
 
     @property
     def rows(self) -> int:
@@ -173,8 +177,12 @@ def _content(name: str, said: str, make: Callable[[Part, random.Random], tuple[s
 
 _content("empty file", r"FILE\.csv is empty", lambda p, c: (".csv", b""))
 _content("only blank lines", r"FILE\.csv holds no rows", lambda p, c: (".csv", b"\n \n\n"))
-_content("UTF-16", r"FILE\.csv is UTF-16", lambda p, c: (".csv", p.raw().decode().encode("utf-16")))
-_content("UTF-16 without a mark", r"FILE\.csv.*(NUL|UTF-16|binary)", lambda p, c: (".csv", p.raw().decode().encode("utf-16-le")))
+_content("UTF-16 cut short", r"FILE\.csv.* is not utf-16; it is cut short", lambda p, c: (".csv", p.raw().decode().encode("utf-16")[:-1]))
+_content(
+    "UTF-16 cut short without a mark",
+    r"FILE\.csv.* is not utf-16-le; it is cut short",
+    lambda p, c: (".csv", p.raw().decode().encode("utf-16-le")[:-1]),
+)
 _content("binary junk", r"FILE\.csv.*(neither UTF-8 nor GB18030|NUL|binary)", lambda p, c: (".csv", c.randbytes(4000)))
 _content(
     "bad bytes",
@@ -185,7 +193,15 @@ _content("gzip cut short", r"FILE\.csv\.gz is no whole gzip file", lambda p, c: 
 _content("gzip that is none", r"FILE\.csv\.gz is no whole gzip file", lambda p, c: (".csv.gz", p.raw()))
 _content("gzip bomb", r"FILE\.csv\.gz unpacks to more than", lambda p, c: (".csv.gz", gzip.compress(b"a,b\n" * 2**20)))
 _content("Parquet junk", r"FILE\.parquet is no readable Parquet file", lambda p, c: (".parquet", b"PAR1" + c.randbytes(500)))
-_content("unknown type", r"FILE\.xlsx is of no known type", lambda p, c: (".xlsx", p.raw()))
+_content("xz bomb", r"FILE\.csv\.xz unpacks to more than", lambda p, c: (".csv.xz", lzma.compress(b"a,b\n" * 2**20)))
+_content("bzip2 cut short", r"FILE\.csv\.bz2 is no whole bzip2 file", lambda p, c: (".csv.bz2", bz2.compress(p.raw())[: -c.randint(5, 200)]))
+_content("unknown type", r"FILE\.docx is of no known type", lambda p, c: (".docx", p.raw()))
+_content("workbook that is none", r"FILE\.xlsx is no \.xlsx workbook", lambda p, c: (".xlsx", p.raw()))
+_content(
+    "workbook bomb",
+    r"FILE\.xlsx unpacks to more than",
+    lambda p, c: (".xlsx", _zip({"[Content_Types].xml": b"<a/>", "xl/worksheets/sheet1.xml": b" " * 2**22})),
+)
 _content("JSON of numbers", r"FILE\.json: none of its 3 elements is an object", lambda p, c: (".json", b"[1, 2, 3]"))
 _content(
     "JSON columns of two lengths",
@@ -195,6 +211,11 @@ _content(
 _content("JSON lines without objects", r"FILE\.jsonl holds no JSON objects", lambda p, c: (".jsonl", b"1\n2\nthree\n"))
 _content("zip cut short", r"FILE\.zip is no readable zip", lambda p, c: (".zip", _zip({"a/1.png": png(4, 4)})[: -c.randint(20, 60)]))
 _content("zip without images", r"FILE\.zip holds no images", lambda p, c: (".zip", _zip({"notes/readme.md": b"x"})))
+_content("zip bomb", r"FILE\.zip unpacks to more than", lambda p, c: (".zip", _zip({"rows.csv": b"a,b\n" * 2**20})))
+_content("zip bomb of images", r"FILE\.zip unpacks to more than", lambda p, c: (".zip", _zip({f"a/{i}.png": bytes(2**19) for i in range(4)})))
+_content("zip in a zip", r"inner\.zip: is an archive in the archive", lambda p, c: (".zip", _zip({"inner.zip": _zip({"a.csv": b"x"})})))
+_content("zip that leads outside", r"\.\./rows\.csv: leads outside", lambda p, c: (".zip", _zip({"../rows.csv": p.raw()})))
+_content("zip of two tables", r"FILE\.zip holds 2 tables", lambda p, c: (".zip", _zip({"a.csv": p.raw(), "b.csv": p.raw()})))
 
 
 def _zip(files: dict[str, bytes]) -> bytes:
@@ -429,8 +450,47 @@ def _(case: Case, part: Part, chance: random.Random) -> None:
     _fatal(case, r"holds no images in class folders")
 
 
+def _digits(case: Case, images: bytes, labels: bytes) -> None:
+    for part in case.parts.values():
+        part.rows, part.absent = [], True
+    case.files |= {"digits/train-images-idx3-ubyte": images, "digits/train-labels-idx1-ubyte": labels}
+    case.settings["data"] = {"path": "digits", "target": "label"}
+    case.settings["model"] = {"name": "cnn"}
+
+
+def idx(shape: tuple[int, ...], content: bytes, kind: int = 8) -> bytes:
+    """An IDX file that says `shape`."""
+    return struct.pack(f">BBBB{len(shape)}I", 0, 0, kind, len(shape), *shape) + content
+
+
+@data_fault("IDX that is none", "pictures")
+def _(case: Case, part: Part, chance: random.Random) -> None:
+    _digits(case, chance.choice((b"", b"PK\3\4", b"\0\0\x08", idx((2,), b"", kind=0x42))), idx((20,), bytes(20)))
+    _fatal(case, r"train-images-idx3-ubyte (is no IDX file|is cut short)")
+
+
+@data_fault("IDX that says more than it holds", "pictures")
+def _(case: Case, part: Part, chance: random.Random) -> None:
+    shape = chance.choice(((21, 4, 4), (2**31, 2**31, 2**31), (20, 4, 5)))
+    _digits(case, idx(shape, bytes(20 * 16)), idx((20,), bytes(20)))
+    _fatal(case, r"train-images-idx3-ubyte says .* and holds 320 bytes")
+
+
+@data_fault("IDX with fewer labels than images", "pictures")
+def _(case: Case, part: Part, chance: random.Random) -> None:
+    _digits(case, idx((20, 4, 4), bytes(320)), idx((19,), bytes(19)))
+    _fatal(case, r"IDX files of train do not pair up: .*20.*19")
+
+
+@data_fault("IDX bomb", "pictures")
+def _(case: Case, part: Part, chance: random.Random) -> None:
+    _digits(case, b"", b"")
+    case.files = {"digits/train-images-idx3-ubyte.gz": gzip.compress(idx((4096, 32, 32), bytes(2**22)))}
+    _fatal(case, r"train-images-idx3-ubyte\.gz unpacks to more than")
+
+
 def data_cases(count: int, seed: int = 0) -> Iterator[Case]:
-    """`count` cases; every operator is used, every second case has a second fault."""
+    """`count` cases; every operator alone once, then with a second fault in the other table."""
     chance = random.Random(seed)
     names = list(DATA)
     for i in range(count):
@@ -440,12 +500,12 @@ def data_cases(count: int, seed: int = 0) -> Iterator[Case]:
         part = case.parts[chance.choice(("train", "test")) if slot not in ("project", "pictures") else "train"]
         operator(case, part, chance)
         case.name = f"{i}: {first} in {part.name}"
-        if (i // len(names) + i) % 2 and slot not in ("project", "pictures"):
+        if i >= len(names) and slot not in ("project", "pictures"):
             other = case.parts["test" if part.name == "train" else "train"]
             second = chance.choice([n for n, (s, _) in DATA.items() if s not in ("project", "pictures") and n != first])
             DATA[second][1](case, other, chance)
             case.name += f" + {second} in {other.name}"
-        elif (i // len(names) + i) % 2 and slot == "project":
+        elif i >= len(names) and slot == "project":
             second = chance.choice([n for n, (s, _) in DATA.items() if s.startswith("line")])
             DATA[second][1](case, case.parts["test"], chance)
             case.name += f" + {second} in test"
@@ -540,16 +600,26 @@ def set_key(settings: dict[str, Any], key: str, value: Any) -> None:
 
 
 def project_cases(count: int, seed: int = 0) -> Iterator[Case]:
-    """`count` cases; every second one with a second fault of the same stage under another key."""
+    """`count` cases; every fault alone once, then with a second one of the same stage under another key, or with one in the data.
+
+    A fault of the project file and one in the data are named together by `check` alone, and only where the data section
+    itself is whole: the other verbs refuse a broken file before they read anything.
+    """
     chance = random.Random(seed)
     names = [*(s[0] for s in SETTINGS), *(b[0] for b in BINDING), *TEXT]
     by_name = {s[0]: s for s in [*SETTINGS, *BINDING]}
     readable = [n for n, (whole_file, *_) in TEXT.items() if whole_file]
+    spoiling = _spoiling()
     for i in range(count):
         case = whole(5000 + 1000 * seed + i)
-        case.fatal, chosen = True, [names[i % len(names)]]
+        case.fatal, chosen, suffix = True, [names[i % len(names)]], ""
+        case.verb = "plan" if i % 2 else "check"
         group = _group(chosen[0], readable)
-        if (i // len(names) + i) % 2 and group:
+        if i >= len(names) and chosen[0] in by_name and _leaves_data(by_name[chosen[0]]) and chance.random() < 0.5:
+            second, part = chance.choice(spoiling), case.parts[chance.choice(("train", "test"))]
+            DATA[second][1](case, part, chance)
+            case.verb, suffix = "check", f" + {second} in {part.name}"
+        elif i >= len(names) and group:
             rest = [n for n in group if n != chosen[0] and not _clash(chosen[0], n, by_name)]
             chosen += [chance.choice(rest)] if rest else []
         for name in chosen:
@@ -560,8 +630,26 @@ def project_cases(count: int, seed: int = 0) -> Iterator[Case]:
                 _, key, value, said = by_name[name]
                 set_key(case.settings, key, value)
                 case.expected.append(said)
-        case.name = f"{i}: " + " + ".join(chosen)
+        case.name = f"{i}: " + " + ".join(chosen) + suffix
         yield case
+
+
+def _spoiling() -> list[str]:
+    """Faults of data that make one table unusable, wherever it sits."""
+    found = []
+    for name, (slot, operator) in DATA.items():
+        if slot in ("project", "pictures"):
+            continue
+        case = whole(0)
+        operator(case, case.parts["train"], random.Random(0))
+        if case.fatal:
+            found.append(name)
+    return found
+
+
+def _leaves_data(setting: Setting) -> bool:
+    """Whether the data section and the task stay whole beside this fault."""
+    return setting in SETTINGS and not setting[1].startswith("data") and setting[1] != "preset"
 
 
 def _group(name: str, readable: list[str]) -> list[str]:

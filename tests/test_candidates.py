@@ -263,3 +263,31 @@ def test_groups_are_kept_apart_in_cross_validation(cancer: Path) -> None:
     data = {"path": str(cancer), "target": "kind", "split": {"by": "patient"}}
     done = my.train(data=data, model={"name": "linear", "c": 1.0}, train={"folds": 3})
     assert len(done.metrics["folds"]["accuracy"]["scores"]) == 3
+
+
+# -- balancing --------------------------------------------------------------------------------------------------------------
+
+
+def rare(n: int = 1500) -> pl.DataFrame:
+    random = np.random.default_rng(10)
+    x = random.normal(size=(n, 3))
+    return pl.DataFrame({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "y": np.where(x[:, 0] + 0.7 * random.normal(size=n) > 1.9, "rare", "common")})
+
+
+@pytest.mark.parametrize("how", ["over", "under", "smote"])
+def test_balancing_touches_the_training_rows_alone(how: str) -> None:
+    data = {"path": rare(), "target": "y"}
+    plain = my.train(data=data, model={"name": "linear", "c": 1.0})
+    done = my.train(data=data, model={"name": "linear", "c": 1.0}, train={"balance": how})
+    runs = [json.loads((d.run / "run.json").read_text(encoding="utf-8"))["data"]["rows"] for d in (plain, done)]
+    assert {k: v for k, v in runs[0].items() if k != "train"} == {k: v for k, v in runs[1].items() if k != "train"}
+    found = [d.metrics["test"]["recall"]["value"] for d in (plain, done)]  # of the rare label
+    assert found[1] > found[0] + 0.15
+
+
+def test_balancing_in_a_search_repeats_rows_inside_each_fold_and_refuses_made_ones() -> None:
+    data, model = {"path": rare(), "target": "y"}, {"name": "auto", "candidates": ["linear"]}
+    done = my.train(data=data, model=model, train={"preset": "balanced", "balance": "over", "budget": "60s"})
+    assert done.metrics["valid"]["balanced_accuracy"]["value"] > 0.75
+    with pytest.raises(my.ModelyardError, match="smote with a search"):
+        my.train(data=data, model=model, train={"preset": "balanced", "balance": "smote"})

@@ -90,6 +90,13 @@ ROWS: dict[str, dict[str, Any]] = {
     "classification · composite of trees and mlp": {
         "task": "classification", "model": {"parts": ["trees", "mlp"], "combine": "mean"}, "train.epochs": 2,
     },
+    "classification · search among models": {
+        "task": "classification", "model": {"name": "auto", "candidates": ["linear", {"name": "trees", "trees": 30}]}, "train.preset": "balanced",
+    },
+    "regression · search among models, distilled": {
+        "task": "regression", "model": {"name": "auto", "candidates": ["linear", {"name": "forest", "trees": 20}]}, "train.preset": "balanced",
+        "train.distil": "linear",
+    },
     "tagging (probe)": {"task": "modelyard-probes/tagging"},
     "generation (probe)": {"task": "modelyard-probes/character-generation"},
     "control (probe)": {"task": "modelyard-probes/control"},

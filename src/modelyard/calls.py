@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from modelyard import registry
-from modelyard.errors import UsageError
+from modelyard.errors import ConfigError, UsageError
 from modelyard.options import Options
 
 FLAGS = tuple(
@@ -22,7 +22,12 @@ def call(verb: str, options: Options, file: str | Path | None, overrides: list[s
     if getattr(module, "NEEDS_PROJECT", True):
         from modelyard.project import load_project
 
-        project = load_project(file, overrides, values, verb)
+        try:
+            project = load_project(file, overrides, values, verb)
+        except ConfigError as error:
+            if error.project is not None and hasattr(module, "despite"):
+                module.despite(error)
+            raise
     else:
         from modelyard.project import override
         from modelyard.project_file import bare

@@ -90,6 +90,9 @@ class UsageError(ModelyardError):
 class ConfigError(UsageError):
     """A wrong project file."""
 
+    project: Any = None
+    """What could be read of it, where its data section could: `check` looks at the data all the same."""
+
 
 class DataError(UsageError):
     """Data that cannot be read or cannot train."""

@@ -316,6 +316,11 @@ def _from_here(layer: Node, base: Path) -> Node:
 
 
 def _here(node: Node) -> Node:
+    """The absolute path; a URL stays, but for a relative SQLite file."""
+    scheme, sign, rest = str(node.value).partition("://")
+    if sign and scheme.isidentifier():
+        relative = scheme == "sqlite" and rest.startswith("/") and not rest.startswith(("//", "/~"))
+        return Node(f"sqlite:///{Path.cwd() / rest[1:]}", node.origin) if relative else node
     return Node(str(Path.cwd() / Path(node.value).expanduser()), node.origin)
 
 
@@ -399,11 +404,16 @@ def _build(tree: Node, base: Path, file: Path | None, problems: list[Problem]) -
             problems.append(Problem(message, _at(key, origins), _near(key, known)))
             continue
         parsed[key] = _section(key, value, seed, problems, origins)
+    readable = parsed.get("data") is not None
     data = parsed.pop("data", None) or _section("data", {}, None, problems, origins)
     if problems:
         where = file if file is not None else "the command line"
         count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-        raise ConfigError(f"{count} in {where}:", [flat.scrub(p) for p in problems])
+        error = ConfigError(f"{count} in {where}:", [flat.scrub(p) for p in problems])
+        if readable:
+            sections_ = {k: v for k, v in parsed.items() if v is not None}
+            error.project = Project(1, "broken", task, seed, data, model, base, file, origins, sections_)
+        raise error
     for key, config in {"data": data, **parsed}.items():
         origins.update(
             _defaults(key, settings.plain(config) if key != "data" else _shown(settings.plain(config)), origins)
@@ -459,6 +469,7 @@ def _task(task: str | None, problems: list[Problem], origins: Mapping[str, str])
     if task not in known:
         message = f"unknown task {task!r}; expected one of {', '.join(known)}, or package/name"
         problems.append(Problem(message, _at("task", origins), _near(task, known)))
+        return None
     return task
 
 

@@ -6,14 +6,14 @@ Images stay encoded bytes (or raw pixels for IDX); opening them is the kind's bu
 from __future__ import annotations
 
 import struct
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import polars as pl
 
-from modelyard.data.read import bytes_of, read
+from modelyard.data import packed
+from modelyard.data.read import TEXTS, Reading, bytes_of, of_bytes, read
 from modelyard.data.table import SetAside, Table
 from modelyard.errors import DataError
 
@@ -27,23 +27,48 @@ FILE_LIMIT = 64 * 2**20
 IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
-def read_folder(folder: Path) -> dict[str, Table]:
+def read_folder(folder: Path, reading: Reading | None = None) -> dict[str, Table]:
     """Tables by split of a folder: zips or folders per split, classes, a metadata table, or the four IDX files of MNIST."""
+    cap = None if reading is None else reading.max_bytes
     idx = sorted(p for p in folder.iterdir() if "idx" in p.name and p.name.endswith(("ubyte", "ubyte.gz", ".idx", ".idx.gz")))
     if idx:
-        return _idx_tables(idx)
+        return _idx_tables(idx, cap)
     zips = {SPLITS[p.stem.lower()]: p for p in folder.glob("*.zip") if p.stem.lower() in SPLITS}
     if zips:
-        return {split: _from_zip(path, split) for split, path in zips.items()}
+        return {split: _from_zip(path, split, cap) for split, path in zips.items()}
     parts = {SPLITS[p.name.lower()]: p for p in folder.iterdir() if p.is_dir() and p.name.lower() in SPLITS}
     if parts:
         return {split: _one(path, split) for split, path in parts.items()}
     return {"train": _one(folder, "train")}
 
 
-def read_zip(path: Path) -> dict[str, Table]:
-    """Tables by split of a zip of images."""
-    return _by_split(_zip_entries(path), path)
+def read_zip(path: Path, reading: Reading | None = None, name: str = "train") -> dict[str, Table]:
+    """Tables by split of a zip of images, or of tables: one, or one for each split (`train.csv`, `test.csv`)."""
+    reading = reading or Reading()
+    found = _zip_entries(path, reading.max_bytes)
+    return _by_split(found, path) if found else _zipped_tables(path, reading, name)
+
+
+def _zipped_tables(path: Path, reading: Reading, name: str) -> dict[str, Table]:
+    tables: dict[str, Table] = {}
+    with packed.archive(path) as archive:
+        cap = packed.Cap(path, reading.max_bytes)
+        inside = [i for i in archive.infolist() if not i.is_dir() and "__MACOSX" not in i.filename and _suffix_of(i.filename) in TEXTS]
+        splits = [SPLITS.get(PurePosixPath(i.filename).stem.lower()) for i in inside]
+        if not inside:
+            raise DataError(f"{path} holds no images ({', '.join(SUFFIXES)}) and no table ({', '.join('.' + t for t in TEXTS)})")
+        if len(inside) > 1 and (None in splits or len(set(splits)) < len(splits)):
+            names = ", ".join(i.filename for i in inside[:10])
+            raise DataError(f"{path} holds {len(inside)} tables ({names}); unpack it and name one, or name them train, valid and test")
+        for info, split in zip(inside, splits, strict=True):
+            raw = packed.entry(archive, info, cap)
+            key = split if len(inside) > 1 and split else name
+            tables[key] = of_bytes(raw or b"", _suffix_of(info.filename), Path(f"{path}!{info.filename}"), key, reading)
+    return tables
+
+
+def _suffix_of(name: str) -> str:
+    return PurePosixPath(name).suffix.lower().removeprefix(".")
 
 
 def _one(folder: Path, split: str) -> Table:
@@ -71,26 +96,20 @@ def with_images(frame: pl.DataFrame, column: str, base: Path) -> pl.DataFrame:
     return frame.with_columns(pl.Series(column, values, dtype=pl.Binary))
 
 
-def _from_zip(path: Path, split: str) -> Table:
-    return _labelled(((names, where, data) for names, where, data in _zip_entries(path)), split, str(path))
+def _from_zip(path: Path, split: str, cap: int | None) -> Table:
+    return _labelled(((names, where, data) for names, where, data in _zip_entries(path, cap)), split, str(path))
 
 
-def _zip_entries(path: Path) -> list[tuple[tuple[str, ...], str, bytes | None]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = []
-            for info in sorted(archive.infolist(), key=lambda i: i.filename):
-                parts = PurePosixPath(info.filename).parts
-                if info.is_dir() or PurePosixPath(info.filename).suffix.lower() not in SUFFIXES or "__MACOSX" in parts:
-                    continue
-                data: bytes | None = None
-                if info.file_size <= FILE_LIMIT:
-                    with archive.open(info) as file:
-                        data = file.read(FILE_LIMIT + 1)
-                found.append((parts[:-1], f"{path}!{info.filename}", data if data is None or len(data) <= FILE_LIMIT else None))
-            return found
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
-        raise DataError(f"{path} is no readable zip file: {error}") from None
+def _zip_entries(path: Path, max_bytes: int | None) -> list[tuple[tuple[str, ...], str, bytes | None]]:
+    found = []
+    with packed.archive(path) as archive:
+        cap = packed.Cap(path, max_bytes)
+        for info in sorted(archive.infolist(), key=lambda i: i.filename):
+            parts = PurePosixPath(info.filename).parts
+            if info.is_dir() or PurePosixPath(info.filename).suffix.lower() not in SUFFIXES or "__MACOSX" in parts:
+                continue
+            found.append((parts[:-1], f"{path}!{info.filename}", packed.entry(archive, info, cap, FILE_LIMIT)))
+    return found
 
 
 def _by_split(entries: list[tuple[tuple[str, ...], str, bytes | None]], path: Path) -> dict[str, Table]:
@@ -123,9 +142,9 @@ def _labelled(entries: Iterable[tuple[tuple[str, ...], str, bytes | None]], spli
     return Table(split, frame, aside)
 
 
-def read_idx(path: Path) -> np.ndarray:
+def read_idx(path: Path, max_bytes: int | None = None) -> np.ndarray:
     """The array of an IDX file (LeCun: the magic `0 0 type rank`, big-endian sizes, then the values)."""
-    raw = bytes_of(path) if path.suffix == ".gz" else path.read_bytes()
+    raw = bytes_of(path, max_bytes)
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_TYPES or not 1 <= raw[3] <= 4:
         raise DataError(f"{path} is no IDX file: it begins with {raw[:4].hex() or 'nothing'}")
     rank = raw[3]
@@ -141,11 +160,11 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(raw, dtype, offset=4 + 4 * rank).reshape(shape).astype(dtype.newbyteorder("="))
 
 
-def _idx_tables(files: list[Path]) -> dict[str, Table]:
+def _idx_tables(files: list[Path], max_bytes: int | None) -> dict[str, Table]:
     found: dict[str, dict[str, np.ndarray]] = {}
     for path in files:
         split = "test" if path.name.startswith(("t10k", "test")) else "train"
-        array = read_idx(path)
+        array = read_idx(path, max_bytes)
         found.setdefault(split, {})["label" if array.ndim == 1 else "image"] = array
     tables = {}
     for split, pair in found.items():

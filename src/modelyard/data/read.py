@@ -1,16 +1,14 @@
-"""Files and objects to tables: CSV, TSV, JSON lines, Parquet (gzip too), Polars, pandas, Arrow and NumPy objects.
+"""Files and objects to tables: CSV, TSV, JSON lines (compressed too), Parquet, workbooks, Polars, pandas, Arrow and NumPy objects.
 
-Texts are UTF-8 with or without a byte-order mark, else GB18030 with a note. Every physical row is kept or set aside with
+Texts are UTF-8 with or without a byte-order mark or UTF-16, else GB18030 with a note. Every physical row is kept or set aside with
 its line, column and reason; none is merged with its neighbour or lost to a stray quote.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
-import io
 import json
-import zlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from modelyard.data import packed
 from modelyard.data.table import SetAside, Table
 from modelyard.errors import DataError, Problem
 
@@ -26,16 +25,16 @@ MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?")
 """Taken as missing in columns whose other values are numbers; in columns of texts only the empty field is missing, because
 `NA` may be Namibia and `None` an answer. `data.missing` names more for all columns."""
 
-SIZE_LIMIT = 8 * 2**30
-"""Bytes after decompression above which a text file is refused: a gzip bomb of 8 MB holds 8 GB."""
+TEXTS = ("csv", "tsv", "txt", "data", "jsonl", "ndjson", "json")
 
 SPAN = 200
 """Physical lines that one quoted field may span before its quote counts as stray."""
 
 SEPARATORS = (",", "\t", ";", "|")
-INTEGER = r"^[+-]?(0|[1-9]\d{0,17})$"
-DECIMAL = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?$"
-ZERO_LED = r"^[+-]?0\d"
+INTEGER = r"^[+-]?(0|[1-9][0-9]{0,17})$"
+DECIMAL = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
+ZERO_LED = r"^[+-]?0[0-9]"
+"""`\\d` would also match the digits of other scripts (５, ٣), which no cast reads."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,9 @@ class Reading:
     header: bool = True
     missing: tuple[str, ...] = ()
     limit: int | None = None
+    sheet: str | int | None = None
+    """Sheet of a workbook."""
+    max_bytes: int | None = None
 
 
 def read(source: Any, reading: Reading | None = None, name: str = "train") -> Table:
@@ -74,9 +76,23 @@ def _file(path: Path, reading: Reading, name: str) -> Table:
             return Table(name, pl.read_parquet(path))
         except (pl.exceptions.PolarsError, OSError) as error:
             raise DataError(f"{path} is no readable Parquet file: {str(error)[:200]}") from None
-    if kind not in ("csv", "tsv", "txt", "data", "jsonl", "ndjson", "json"):
-        raise DataError(f"{path} is of no known type; tables are .csv, .tsv, .jsonl, .json or .parquet (.gz too)")
-    text, notes = decode(bytes_of(path), reading.encoding, path)
+    if kind in ("xlsx", "xlsm"):
+        from modelyard.data.xlsx import read_workbook
+
+        return read_workbook(
+            path, name, sheet=reading.sheet, header=reading.header, max_bytes=reading.max_bytes, missing=reading.missing
+        )
+    if kind == "xls":
+        raise DataError(f"{path} is a workbook of the old format; save it as .xlsx or CSV")
+    if kind not in TEXTS:
+        known = ".csv, .tsv, .jsonl, .json (.gz, .bz2, .xz, .zip too), .parquet or .xlsx"
+        raise DataError(f"{path} is of no known type; tables are {known}, and sqlite:///FILE")
+    return of_bytes(bytes_of(path, reading.max_bytes), kind, path, name, reading)
+
+
+def of_bytes(raw: bytes, kind: str, path: Path, name: str, reading: Reading) -> Table:
+    """The table of a text file's content; `kind` is its suffix."""
+    text, notes = decode(raw, reading.encoding, path)
     if kind in ("jsonl", "ndjson", "json"):
         table = _json(text, path, name) if kind == "json" else _json_lines(text, path, name)
     else:
@@ -87,42 +103,31 @@ def _file(path: Path, reading: Reading, name: str) -> Table:
 
 def _suffix(path: Path) -> str:
     parts = path.name.lower().split(".")
-    return parts[-2] if parts[-1] == "gz" and len(parts) > 2 else parts[-1]
+    return parts[-2] if parts[-1] in ("gz", "bz2", "xz") and len(parts) > 2 else parts[-1]
 
 
-def bytes_of(path: Path) -> bytes:
-    """Content of a file, decompressed up to `SIZE_LIMIT`."""
-    if path.stat().st_size > SIZE_LIMIT:
-        raise DataError(f"{path} holds more than {SIZE_LIMIT} bytes; convert it to Parquet, which is read by column")
-    if path.suffix.lower() != ".gz":
+def bytes_of(path: Path, max_bytes: int | None = None) -> bytes:
+    """Content of a file, unpacked up to `max_bytes` (`packed.SIZE_LIMIT`)."""
+    limit = max_bytes or packed.SIZE_LIMIT
+    if path.stat().st_size > limit:
+        raise DataError(f"{path} holds more than {limit} bytes; raise data.max_bytes, or convert it to Parquet, which is read by column")
+    if path.suffix.lower() not in packed.STREAMS:
         return path.read_bytes()
-    out = io.BytesIO()
-    try:
-        with gzip.open(path) as file:
-            while piece := file.read(2**22):
-                out.write(piece)
-                if out.tell() > SIZE_LIMIT:
-                    raise DataError(f"{path} unpacks to more than {SIZE_LIMIT} bytes and was refused")
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is no whole gzip file: {error}") from None
-    return out.getvalue()
+    return packed.unpacked(path, max_bytes)
 
 
 def decode(raw: bytes, encoding: str | None, path: Path) -> tuple[str, list[str]]:
-    """(text, notes). UTF-8, else GB18030 with a note; UTF-16 and binary content are refused."""
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{path} is UTF-16; save it as UTF-8 (in a spreadsheet: CSV UTF-8)")
-    nul = raw.count(0, 0, 2**20)
-    if not encoding and nul > 0.01 * min(len(raw), 2**20):  # UTF-16 without a mark has half of them, a text none
-        raise DataError(f"{path} is UTF-16 or binary ({nul} NUL bytes in its first MiB); save it as UTF-8, or name data.encoding")
-    if encoding:
+    """(text, notes). UTF-8, UTF-16 (with or without a mark), else GB18030 with a note; binary content is refused."""
+    found = encoding or _sixteen(raw, path)
+    if found:
         try:
-            return raw.decode(encoding), []
+            return raw.decode(found).removeprefix("\ufeff"), []
         except LookupError:
             raise DataError(f"the encoding {encoding!r} is not known; try utf-8 or gb18030") from None
         except UnicodeDecodeError as error:
             line = raw[: error.start].count(b"\n") + 1
-            raise DataError(f"{path}:{line}: byte {raw[error.start]:#04x} is not {encoding}; name the right data.encoding") from None
+            hint = "name the right data.encoding" if encoding else "it is cut short or damaged"
+            raise DataError(f"{path}:{line}: byte {raw[error.start]:#04x} is not {found}; {hint}") from None
     try:
         return raw.decode("utf-8-sig"), []
     except UnicodeDecodeError as utf8:
@@ -135,6 +140,23 @@ def decode(raw: bytes, encoding: str | None, path: Path) -> tuple[str, list[str]
             )
             raise DataError(message) from None
         return text, [f"{path.name} was read as GB18030, since it is not UTF-8"]
+
+
+def _sixteen(raw: bytes, path: Path) -> str | None:
+    """`utf-16` by its mark, `utf-16-le` or `-be` by where its NUL bytes stand; None for a text of bytes. Binary content is refused.
+
+    In UTF-16 separators, digits and newlines have one NUL byte each, all on the same side; a text of bytes has next to none.
+    """
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    head = np.frombuffer(raw[: 2**20], np.uint8)
+    places = np.flatnonzero(head == 0)
+    if len(places) <= 0.01 * len(head):
+        return None
+    odd = float((places % 2).mean())
+    if len(places) > 0.02 * len(head) and (odd > 0.99 or odd < 0.01):
+        return "utf-16-le" if odd > 0.5 else "utf-16-be"
+    raise DataError(f"{path} is binary ({len(places)} NUL bytes in its first MiB); save it as UTF-8, or name data.encoding")
 
 
 def _delimited(text: str, path: Path, name: str, reading: Reading, separator: str | None) -> Table:
@@ -252,13 +274,13 @@ def typed(column: pl.Series, missing: Sequence[str] = ()) -> pl.Series:
     numeric = stripped.set(stripped.is_in(list(MISSING)).fill_null(False), None)
     if numeric.null_count() == len(numeric):
         return text
-    if not numeric.str.contains(DECIMAL).fill_null(True).all() or numeric.str.contains(ZERO_LED + r"(\d|$)").fill_null(False).any():
+    if not numeric.str.contains(DECIMAL).fill_null(True).all() or numeric.str.contains(ZERO_LED + r"([0-9]|$)").fill_null(False).any():
         return text
-    if numeric.str.contains(r"^[+-]?0\d").fill_null(False).any():
+    if numeric.str.contains(ZERO_LED).fill_null(False).any():
         return text
     if numeric.str.contains(INTEGER).fill_null(True).all():
         return numeric.cast(pl.Int64)
-    if numeric.str.contains(r"^[+-]?\d{16,}$").fill_null(False).any():
+    if numeric.str.contains(r"^[+-]?[0-9]{16,}$").fill_null(False).any():
         return text
     values = numeric.cast(pl.Float64)
     return values if values.is_finite().fill_null(True).all() else text
@@ -274,7 +296,9 @@ def _json_lines(text: str, path: Path, name: str) -> Table:
         except (ValueError, RecursionError) as error:
             aside.append(SetAside(str(path), number, None, f"is not JSON: {str(error)[:80]}", line[:80]))
             continue
-        if isinstance(row, dict):
+        if _half(line, row):
+            aside.append(SetAside(str(path), number, None, HALF, line[:80]))
+        elif isinstance(row, dict):
             rows.append(row)
         else:
             aside.append(SetAside(str(path), number, None, "is not a JSON object", line[:80]))
@@ -282,6 +306,20 @@ def _json_lines(text: str, path: Path, name: str) -> Table:
         first = f": line {aside[0].line} {aside[0].reason}" if aside else ""
         raise DataError(f"{path} holds no JSON objects, one a line{first}")
     return Table(name, from_records(rows), aside)
+
+
+HALF = "holds half of a character (a lone surrogate)"
+
+
+def _half(text: str, value: Any) -> bool:
+    """Whether JSON holds a text such as `"\\ud800"`, which is no Unicode; `text` tells quickly that it does not."""
+    if not re.search(r"\\u[dD][89a-fA-F]", text):
+        return False
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _json(text: str, path: Path, name: str) -> Table:
@@ -296,8 +334,13 @@ def _json(text: str, path: Path, name: str) -> Table:
     rows = [value] if isinstance(value, dict) else value
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path} holds {type(value).__name__}; expected a list of objects or an object of columns")
-    good = [(i, r) for i, r in enumerate(rows, 1) if isinstance(r, dict)]
-    aside = [SetAside(str(path), i, None, "is not a JSON object", repr(r)[:80]) for i, r in enumerate(rows, 1) if not isinstance(r, dict)]
+    halves = {i for i, r in enumerate(rows, 1) if _half(text, r)} if _half(text, value) else set()
+    good = [(i, r) for i, r in enumerate(rows, 1) if isinstance(r, dict) and i not in halves]
+    aside = [
+        SetAside(str(path), i, None, HALF if i in halves else "is not a JSON object", ascii(r)[:80])
+        for i, r in enumerate(rows, 1)
+        if i in halves or not isinstance(r, dict)
+    ]
     if not good:
         raise DataError(f"{path}: none of its {len(rows)} elements is an object")
     return Table(name, from_records([r for _, r in good]), aside)
@@ -313,6 +356,8 @@ def column_of(name: str, values: Sequence[Any]) -> pl.Series:
     """A column of JSON values; mixed types become texts so that nothing is turned into a silent null."""
     try:
         return pl.Series(name, list(values))
+    except UnicodeEncodeError:
+        raise DataError(f"{name!a}: a value {HALF}; write whole Unicode") from None
     except (TypeError, OverflowError, pl.exceptions.PolarsError):
         pass
     if all(v is None or (isinstance(v, int | float) and not isinstance(v, bool)) for v in values):
@@ -331,6 +376,11 @@ def _object(source: Any) -> pl.DataFrame:
         return source
     if isinstance(source, pl.LazyFrame):
         return source.collect()
+    if hasattr(source, "features"):
+        from modelyard.data import huggingface
+
+        if huggingface.is_dataset(source):
+            return huggingface.to_frame(source)
     if isinstance(source, Mapping):
         lengths = {k: len(v) for k, v in source.items()}
         if len(set(lengths.values())) > 1:
@@ -343,7 +393,7 @@ def _object(source: Any) -> pl.DataFrame:
     if isinstance(source, Sequence) and source and all(isinstance(r, Mapping) for r in source):
         return from_records(source)
     message = (
-        f"data came as {type(source).__name__}; give a path, a dict of columns, a list of dicts, or a Polars, pandas, Arrow or NumPy table"
+        f"data came as {type(source).__name__}; give a path, a dict of columns, a list of dicts, or a Polars, pandas, Arrow, NumPy or datasets table"
     )
     raise DataError(message)
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import polars as pl
 
+from modelyard.data import artefact, huggingface
 from modelyard.data.images import read_folder, read_zip, with_images
 from modelyard.data.mistakes import Mistakes
 from modelyard.data.read import Reading, read
 from modelyard.data.split import SplitConfig
+from modelyard.data.sql import is_url, read_sql
 from modelyard.data.table import SetAside, Table
 from modelyard.data.typing import IMAGE_SUFFIX
-from modelyard.errors import DataError
+from modelyard.errors import DataError, Unsupported
 from modelyard.kinds._missing import Missing
+from modelyard.settings import Between
 
 TABLES = ("train", "valid", "test", "unlabelled")
 TABLES_OR_PATH = ("path", *TABLES)
@@ -32,7 +35,8 @@ class DataConfig:
     SHORTHAND: ClassVar[str] = "path"
 
     path: Any = None
-    """File, folder or zip with the rows to learn from (relative to the project file), or a table object in Python."""
+    """File, folder or zip with the rows to learn from (relative to the project file), a database (sqlite:///FILE, postgresql://…), what
+    `prepare` made, or a table object in Python."""
     train: Any = None
     """The same as path, beside valid and test."""
     valid: Any = None
@@ -73,6 +77,12 @@ class DataConfig:
     """Whether delimited files begin with column names; without: column_1, column_2 …"""
     missing: list[str] = field(default_factory=list)
     """Further texts that mean missing, in every column."""
+    sheet: str | int | None = None
+    """Sheet of a workbook (name, or number from 1), or table of a database; without it the first sheet, the only table."""
+    query: str | None = None
+    """SELECT whose rows are taken, where path is a database."""
+    max_bytes: Annotated[int, Between(1)] | None = None
+    """Bytes that a file may unpack to; without it 8 GiB for texts and 1 GiB for workbooks, and nothing that shrinks more than 300-fold."""
     missing_values: Missing = field(default_factory=Missing)
     """What inputs do with missing values, e.g. median or {method: knn, neighbours: 10}; `data.inputs.COLUMN.missing` says otherwise for one.
     Kinds that a method does not suit (text; categories under mean) keep theirs."""
@@ -96,11 +106,29 @@ class Source:
 
     tables: dict[str, Table]
     notes: list[str] = field(default_factory=list)
+    made: artefact.Made | None = None
+    """What `prepare` says of its tables, where they are its."""
 
     @property
     def set_aside(self) -> list[SetAside]:
         """What no table kept."""
         return [s for t in self.tables.values() for s in t.set_aside]
+
+    def refuse_folds(self, asked: str) -> None:
+        """Raises `Unsupported` where folds of the training rows would have copies on both sides."""
+        if self.made is not None and self.made.resampled:
+            message = f"the training rows were resampled by prepare, and {asked} would learn from copies of the rows that judge"
+            raise Unsupported(f"{message}; take the step resample out and set train.balance, which works inside the folds", "use")
+
+    def described(self, config: DataConfig) -> DataConfig:
+        """`config` with what a data artefact says of its columns, wherever the project says nothing."""
+        roles = dict(self.made.roles) if self.made is not None else {}
+        if config.target is not None or config.outputs is not None:
+            roles.pop("outputs", None)
+        taken = {*_names(config.target), *(config.outputs or {}), *_names(config.ignore), *_names(config.id), config.weight, config.group}
+        if "inputs" in roles:
+            roles["inputs"] = {name: kind for name, kind in roles["inputs"].items() if name not in taken}
+        return replace(config, **{k: v for k, v in roles.items() if getattr(config, k) is None})
 
     @cached_property
     def fingerprint(self) -> str:
@@ -117,11 +145,15 @@ def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None
     first = config.path if config.path is not None else config.train
     if first is None:
         raise DataError("no data is named; write data=PATH (a file, folder or zip) or data: {path: …} in the project file")
-    reading = Reading(config.encoding, config.separator, config.header, tuple(config.missing), config.limit)
+    reading = Reading(
+        config.encoding, config.separator, config.header, tuple(config.missing), config.limit, config.sheet, config.max_bytes
+    )
     found = Mistakes() if mistakes is None else mistakes
     tables: dict[str, Table] = {}
     with found.gathering():
-        tables = _tables(first, base, reading, "train")
+        if config.query is not None and not is_url(first):
+            raise DataError("data.query asks a database; data.path names none (write for example sqlite:///shop.db)")
+        tables = _tables(first, base, reading, "train", config.query)
         if "train" not in tables:
             raise DataError(f"{first} holds {', '.join(tables)} but nothing to train on")
     for name in ("valid", "test", "unlabelled"):
@@ -146,7 +178,12 @@ def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None
                 table.set_aside,
                 [*table.notes, f"{name}: a sample of {config.limit} of {table.rows} rows (data.limit)"],
             )
-    return Source(tables, [note for t in tables.values() for note in t.notes])
+    made = artefact.made(base / Path(first).expanduser()) if isinstance(first, str | Path) and not is_url(first) else None
+    return Source(tables, [note for t in tables.values() for note in t.notes], made)
+
+
+def _names(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
 
 
 def _need_rows(name: str, table: Table) -> None:
@@ -158,18 +195,22 @@ def _need_rows(name: str, table: Table) -> None:
     raise DataError(f"{name} holds no rows, only column names")
 
 
-def _tables(given: Any, base: Path, reading: Reading, name: str) -> dict[str, Table]:
-    plain = Reading(reading.encoding, reading.separator, reading.header, reading.missing)
+def _tables(given: Any, base: Path, reading: Reading, name: str, query: str | None = None) -> dict[str, Table]:
+    plain = replace(reading, limit=None)
     if not isinstance(given, str | Path):
+        if huggingface.is_datasets(given):
+            return {k: Table(k, frame) for k, frame in huggingface.splits(given).items()}
         if isinstance(given, Mapping) and given and set(given) <= set(TABLES):
             return {k: read(v, plain, k) for k, v in given.items()}
         return {name: read(given, plain, name)}
+    if is_url(given):
+        return {name: read_sql(str(given), base, name, query=query, table=reading.sheet)}
     path = Path(given).expanduser()
     path = path if path.is_absolute() else base / path
     if path.is_dir():
-        return read_folder(path)
+        return artefact.tables(path) if artefact.made(path) else read_folder(path, plain)
     if path.suffix.lower() == ".zip" and path.is_file():
-        return read_zip(path)
+        return read_zip(path, plain, name)
     table = read(path, plain, name)
     for column in table.data.columns:
         values = table.data[column].drop_nulls()

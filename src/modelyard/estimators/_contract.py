@@ -6,12 +6,12 @@ a `State` is a dataclass of JSON values, NumPy arrays and dataclasses of these. 
 dataclass; nested ones arrive as dicts, and `State.__post_init__` turns them back. What is worked out from a state (look-up
 tables) is a `cached_property`, which is not stored.
 
-What a model can do is found out by `modelyard.testing.check_estimator`, not claimed here: whether it gives scores follows from the
-kind of its heads, whether it has an ONNX graph from `graph`. Where `join(states) -> State` is there, it gives the mean of several
-models as one (fold models of a search); where `fit` takes `monotone` (n,), answers can be kept rising or falling with numbers.
-`RESOURCE`, where there, names the whole-numbered setting that says how
-long to fit (rounds of boosting): `tune` gives poor trials less of it. One that learns in an environment has `fit_environment`
-in place of `fit`. All of them answer for new rows (they are inductive); none goes on learning after `fit`.
+What a model can do is found out by `modelyard.testing.check_estimator`, not claimed here: whether it gives scores follows from the kind
+of its heads, whether it has an ONNX graph from `graph`. Where `join(states) -> State` is there, it gives the mean of several models as
+one (fold models of a search); where `fit` takes `monotone` (n,), answers can be kept rising or falling with numbers. `RESOURCE`, where
+there, names the whole-numbered setting that says how long to fit (rounds of boosting): `tune` gives poor trials less of it. One that
+learns in an environment has `fit_environment` in place of `fit`. All of them answer for new rows (they are inductive); none goes on
+learning after `fit`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Estimator(Protocol):
 
         Targets: `y.index` int64 `(B,)`, `y.multi_hot` float32 `(B, K)`, `y.value` float32 `(B,)`, scaled; empty where nothing
         is taught. `weights` `(B,)` multiply the examples' losses. `budget_s` is wall-clock time after which no new step begins; at
-        least one is made. `progress` is told of steps as JSON. The same seed gives the same state.
+        least one is made. `progress` is told of steps as JSON. The same seed gives the same state. One that can keep its answers
+        monotone has a further keyword `monotone`, the sign (n,) of each column of `table.numbers`, 0 for none.
         """
 
     @staticmethod

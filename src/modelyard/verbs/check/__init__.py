@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from modelyard.errors import GateFailed, Problem
+from modelyard.errors import ConfigError, GateFailed, ModelyardError, Problem
 from modelyard.tasks._binding import Bound, bind
 
 RARE = 5
@@ -198,3 +198,18 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Checked:
         details = [Problem(p["message"], p["where"], p["hint"]) for p in found.problems]
         raise GateFailed(f"{len(details)} thing(s) to mend before training", details, found)
     return found
+
+
+def despite(error: ConfigError) -> None:
+    """Looks at the data of a broken project file, and raises its mistakes and those of the data in one message.
+
+    `check` alone does so: a verb that works refuses a broken file before it reads anything, and tables may take minutes.
+    """
+    project = error.project
+    try:
+        bind(project.data, project.task, project.base)
+    except ModelyardError as found:
+        details = found.details or [Problem(found.message)]
+        if all(found.message not in (d.message, str(d)) for d in details):
+            details = [Problem(found.message), *details]
+        raise ConfigError(f"{error.message.rstrip(':')}, and more in the data:", [*error.details, *details]) from None

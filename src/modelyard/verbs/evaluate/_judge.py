@@ -128,6 +128,8 @@ def _output(
     is_true = column.rules.evidence(truth[column.name], column.coder, column.state) if supervised else None
     labels = getattr(column.state, "labels", None)
     names = _applicable(wanted or bound.tasks[column.name].metrics, column.kind)
+    if is_true is None and not features_needed(column.kind):
+        names = None  # nothing can be measured; what is odd is shown all the same
     options: dict[str, Any] = {"labels": labels, "seed": seed}
     if positive is not None and labels and positive in labels and len(labels) == 2:
         options["positive"] = labels.index(positive)
@@ -144,6 +146,8 @@ def _output(
     if column.kind not in scoring.DEFAULTS:
         return entry
     entry["pictures"] = picture_data(column.kind, is_true, found, labels=labels, seed=seed)
+    if is_true is None and labels and found.scores is not None:
+        entry["worst"] = _worst(bound, column, truth, answers, found, found.scores[:, -1])
     if is_true is not None:
         past = column.rules.evidence(bound.splits["train"][column.name], column.coder, column.state)
         guess = scoring.baseline(column.kind, past, truth.height, labels=labels)
@@ -175,6 +179,11 @@ def _before(model: Model, rows: pl.DataFrame, truth: pl.DataFrame, outputs: dict
             before = scoring.evaluate_output(column.kind, is_true, found, ["calibration_error"], intervals=False)["calibration_error"]["value"]
             note = f"{before:.4f} before calibration"
             scores["calibration_error"] |= {"before": before, "note": "; ".join(filter(None, [scores["calibration_error"].get("note"), note]))}
+
+
+def features_needed(kind: str) -> bool:
+    """Whether metrics of this kind measure answers against the inputs, not against truths."""
+    return any(scoring.get(name).needs == "features" for name in scoring.DEFAULTS.get(kind, ()))
 
 
 def _applicable(wanted: Sequence[str] | None, kind: str) -> list[str] | None:
@@ -214,7 +223,8 @@ def _worst(
     shown = bound.pipeline.inputs[:8]
     rows = []
     drawn = {c.name: truth[c.name].gather(order.astype(np.uint32)).to_list() for c in shown}
-    true, said = (s.gather(order.astype(np.uint32)).to_list() for s in (truth[column.name], answers[column.name]))
+    said = answers[column.name].gather(order.astype(np.uint32)).to_list()
+    true = truth[column.name].gather(order.astype(np.uint32)).to_list() if column.name in truth.columns else ["—"] * len(said)
     for i, row in enumerate(order.tolist()):
         rows.append(
             {

@@ -68,7 +68,7 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Predicted:
     table = tables["test"] if "test" in tables else next(iter(tables.values()))
     answers = loaded.predict(table.frame(), config.params or None, config.seed)
     given = project.data.path
-    named = config.out or (f"{given}.answers.csv" if isinstance(given, str) else "answers.csv")
+    named = config.out or (f"{given}.answers.csv" if isinstance(given, str) and "://" not in given else "answers.csv")
     out = Path(named) if config.out or Path(named).is_absolute() else project.base / named
     write(answers, out)
     errors = [vars(e) for e in answers.errors]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modelyard.data.sql import is_url, sqlite_file
 from modelyard.errors import ArtefactError, GateFailed, Problem
 from modelyard.store import folder as store
 from modelyard.store.run import Run, versions
@@ -138,7 +139,9 @@ def fingerprints(project: Any) -> dict[str, str]:
     for name in ("path", "train", "valid", "test", "unlabelled"):
         given = getattr(project.data, name)
         if isinstance(given, str):
-            found[name] = _content(project.base / given)
+            path = sqlite_file(given, project.base) if is_url(given) else project.base / given
+            # another database is asked anew every time: nobody knows from here what changed in it
+            found[name] = _content(path) if path is not None else f"asked at {time.time_ns()}"
     module = project.model.value.get("module") if isinstance(project.model.value, dict) else None
     if isinstance(module, str) and module.rpartition(":")[0].endswith(".py"):
         found["module"] = _content(project.base / module.rpartition(":")[0])

@@ -173,8 +173,9 @@ def _fit(bound: Bound, model: Any, job: _Job, split: SplitConfig) -> tuple[Path,
 
 
 def _fit_named(bound: Bound, model: Any, job: _Job) -> tuple[Path, dict[str, Any]]:
-    from modelyard.verbs.train import learner
+    from modelyard.verbs.train import calibrate, learner
 
+    calibrate.require(bound, job.config)
     choice = learner.choose(model, bound.pipeline, bound.tasks, bound.rows["train"])
     job.say(f"training {', '.join(choice.names)} on {bound.rows['train']} examples")
     job.run.update(state="training", model={"model": choice.names}, data=_data(bound))
@@ -202,8 +203,10 @@ def _fit_named(bound: Bound, model: Any, job: _Job) -> tuple[Path, dict[str, Any
 def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints: Path) -> tuple[Path, dict[str, Any]]:
     """Fit the encodings and one model, and save it as `target`."""
     from modelyard.verbs.train import learner
+    from modelyard.verbs.train.balanced import balanced
     from modelyard.verbs.train.save import save
 
+    bound = balanced(bound, job.config, job.say)
     pipeline, config = bound.pipeline, job.config
     learner.set_encodings(choice, pipeline)
     if bound.stream is not None and choice.estimator:

@@ -32,7 +32,7 @@ from modelyard.runtime.pipeline import Pipeline, dense
 from modelyard.store import checkpoint
 from modelyard.store.state import pack, restore
 from modelyard.tasks._binding import Bound
-from modelyard.verbs.train import calibrate, ensemble, learner, monotone
+from modelyard.verbs.train import balanced, calibrate, ensemble, learner, monotone
 from modelyard.verbs.train.ensemble import Truth
 from modelyard.verbs.train.weights import row_weights
 
@@ -196,6 +196,7 @@ def divide(bound: Bound, split: SplitConfig, k: int, seed: int) -> Rows:
         made = [(np.arange(train.height), np.arange(train.height, whole.height))]
         splits["valid"] = valid
     else:
+        bound.source.refuse_folds("this preset, which judges by folds,")
         whole = train if valid is None or not valid.height else pl.concat([train, valid])
         made = folds(whole, split, targets, k, seed=seed)
     held = np.zeros(whole.height, bool)
@@ -294,7 +295,8 @@ def _fit_estimator(found: Search, candidate: Candidate, choice: learner.Choice, 
     elif hasattr(module, "join"):
         state = module.join(states)
     else:
-        state = fit(np.arange(len(rows.held)), None, max(1.0, found.left))
+        every = balanced.fold(rows.bound, found.job.config, np.arange(len(rows.held)))
+        state = fit(every, None, max(1.0, found.left))
     arrays: dict[str, np.ndarray] = {}
     section = {"backend": "numpy", "estimator": choice.estimator, "state": pack(state, "model", arrays)}
     candidate.members = [Member(section, {"main": lambda some: module.apply(some, state)}, arrays=arrays)]
@@ -341,7 +343,7 @@ def _by_folds(found: Search, candidate: Candidate, inputs: Mapping[str, Array], 
         if done and not alone and found.job.stop.is_set():
             candidate.reason = "interrupted"
             return False
-        graph = fit(index, held, max(0.1, (limit - spent) / (len(made) - done)))
+        graph = fit(balanced.fold(found.rows.bound, found.job.config, index), held, max(0.1, (limit - spent) / (len(made) - done)))
         begin = time.monotonic()
         for key, value in answer(graph, inputs, held).items():
             whole = candidate.outputs.setdefault(key, np.full((len(found.rows.held), value.shape[1]), np.nan, np.float32))

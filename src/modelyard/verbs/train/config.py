@@ -54,6 +54,11 @@ class TrainConfig:
     """`standard`, `none`, or a map of image operations (crop, flip, rotate, cutout …)."""
     mixup: Annotated[float, Between(0, 10)] | None = None
     """alpha of Beta(alpha, alpha) for mix-up of images; 0 is off."""
+    balance: Literal["over", "under", "smote"] | None = None
+    """Rows of rare labels repeated or made up (SMOTE), or of frequent ones left out: of the training rows alone, after the split and in
+    every fold. Scores then lean to the rare labels; class_weights does so without made rows."""
+    balance_ratio: Annotated[float, Between(0.001, 1)] = 1.0
+    """Smallest share that a label has of the most frequent one after balancing."""
     output_weights: dict[str, Annotated[float, Between(0, 1e6)]] | None = None
     """output → weight of its loss in a net with several outputs; those not named weigh 1."""
     class_weights: Literal["balanced"] | dict[str, float] | None = None

@@ -62,6 +62,10 @@ class Search:
         self.bound = bind(project.data, project.task, project.base, seed=train.seed, source=source)
         for note in self.bound.notes:
             self.say(note)
+        if train.preset != "quick" or train.folds:
+            key = "train.preset" if train.preset != "quick" else "train.folds"
+            reason = f"{key} fits many models by itself; tune varies one. Take it out, or name a model to tune"
+            raise Unsupported(reason, "use", [Problem(f"is {getattr(train, key.split('.')[1])}", key)])
         self.output, self.metric, self.better = aim(self.bound, self.config.metric, project.section("evaluate").metrics)
         self._fits()
         self.run_folder = run or Run.create(runs, project.name)
