@@ -27,6 +27,7 @@ from modelyard.verbs.train.candidates import Candidate, Search, divide
 if TYPE_CHECKING:
     from modelyard.data.split import SplitConfig
     from modelyard.verbs.train import _Job
+    from modelyard.verbs.train.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,17 @@ def searches(section: Any, bound: Bound, preset: str) -> bool:
     scalar = all(c.rules.scalar for c in bound.pipeline.inputs)
     supervised = all(t.supervised for t in bound.tasks.values())
     return asked in (None, "auto") and preset in PRESETS and scalar and supervised and bound.stream is None and bound.environment is None
+
+
+def planned(section: Any, config: TrainConfig) -> tuple[list[str], dict[str, Any]]:
+    """(candidates in the order they will be tried, facts) of a search, for people."""
+    preset = PRESETS[config.preset]
+    own = None if isinstance(section, str) or section is None else section.get("candidates")
+    listed = [{"name": one} if isinstance(one, str) else one for one in own] if own else [*preset.first]
+    names = [" ".join([str(one["name"]), *(f"{k}={v}" for k, v in one.items() if k not in ("name", "bags"))]) for one in listed]
+    more = [] if own else ["trees with settings at random"]
+    facts = {"preset": config.preset, "folds": preset.folds, "budget": f"{config.budget or preset.budget:.0f} s", "ensemble": config.ensemble}
+    return names + more, facts | ({"distil": config.distil} if config.distil else {})
 
 
 def search(bound: Bound, section: Any, job: _Job, split: SplitConfig) -> tuple[Path, dict[str, Any], Bound, dict[str, np.ndarray]]:
