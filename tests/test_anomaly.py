@@ -192,3 +192,12 @@ def test_models_and_tasks_that_do_not_go_together_say_why(payments: pl.DataFrame
         my.train(data={"path": payments.drop("fraud")}, task="anomaly-detection", model="trees")
     with pytest.raises(my.ModelyardError, match="looks at no labels"):
         my.train(data={"path": payments.drop_nulls(), "target": "fraud"}, model="isolation-forest")
+
+
+def test_the_oddest_rows_say_why(payments: pl.DataFrame) -> None:
+    done = my.train(data={"path": payments.drop("fraud")}, task="anomaly-detection")
+    stored = json.loads((done.run / "samples" / "evaluation.json").read_text(encoding="utf-8"))["test"]["anomaly"]["worst"]
+    assert [r["score"] for r in stored] == sorted((r["score"] for r in stored), reverse=True) and stored[0]["prediction"] == "anomaly"
+    assert "shop = abroad" in stored[0]["why"] or "median" in stored[0]["why"]
+    page = (done.run / "report.html").read_text(encoding="utf-8")
+    assert "Oddest rows" in page and "Worst rows" not in page
