@@ -90,6 +90,16 @@ def test_what_is_downstream_needs_no_further_word(tmp_path: Path, monkeypatch: p
         modelyard.train(data="made", model="linear", **{"train.folds": 3})
 
 
+def test_what_the_project_says_wins_over_the_artefact(tmp_path: Path) -> None:
+    for inputs in (["a", "b", "city"], {"a": "number", "b": "category", "city": "category"}):
+        made = prepare(config(path=people(), inputs=inputs), "deduplicate", base=tmp_path)
+        bound = bind(DataConfig(path=made.data), None, tmp_path)
+        assert [c.name for c in bound.pipeline.inputs] == ["a", "b", "city"] and [c.name for c in bound.pipeline.outputs] == ["y"]
+        other = bind(DataConfig(path=made.data, target="city", ignore=["a"]), None, tmp_path)
+        assert [c.name for c in other.pipeline.outputs] == ["city"] and [c.name for c in other.pipeline.inputs] == ["b"]
+        assert {c.name: c.kind for c in bound.pipeline.inputs}["b"] == ("category" if isinstance(inputs, dict) else "number")
+
+
 def test_the_key_is_the_content(tmp_path: Path) -> None:
     people().write_csv(tmp_path / "t.csv")
     people().write_parquet(tmp_path / "other.parquet")

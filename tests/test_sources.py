@@ -420,6 +420,17 @@ def test_a_half_character_costs_its_own_row_of_a_prediction() -> None:
     assert "keys that came: \\ud800, b" in errors[0].reason and errors[0].reason.encode("utf-8")
 
 
+def test_blanks_around_a_name_do_not_make_another_column() -> None:
+    from modelyard.runtime.pipeline import Column
+    from modelyard.runtime.rows import to_columns
+
+    inputs = [Column("age ", "number", "raw"), Column("city", "category", "index")]
+    frame, errors = to_columns(pl.DataFrame({"age": [1.0], " city": ["Oslo"], "x": [0]}), inputs)
+    assert frame.rows() == [(1.0, "Oslo")] and frame.columns == ["age ", "city"] and not errors
+    with pytest.raises(DataError, match="absent: age "):
+        to_columns(pl.DataFrame({"age": [1.0], " age": [2.0], "city": ["Oslo"]}), inputs)
+
+
 def test_a_reading_of_each_source_has_one_fingerprint(shop: Path) -> None:
     """The same rows are the same data, wherever they were."""
     (shop / "t.csv").write_text(CSV, encoding="utf-8")

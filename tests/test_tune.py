@@ -169,7 +169,7 @@ def play(method: str, finished: dict[int, dict[str, Any]], count: int) -> dict[i
             found[number] |= {"state": "complete", "value": x}
 
 
-@pytest.mark.parametrize("method", ["tpe", "random", "halving", "hyperband"])
+@pytest.mark.parametrize("method", ["tpe", "random", "halving", "hyperband", "bohb"])
 def test_suggestions_follow_from_what_was_found_before(method: str) -> None:
     """Cut anywhere, the search goes on as if it had never stopped."""
     whole = play(method, {}, 36)
@@ -182,6 +182,11 @@ def test_guided_search_beats_chance() -> None:
     """Of a bowl: the mean of the last ten values."""
     last = lambda found: np.mean([t["value"] for t in list(found.values())[-10:] if "value" in t])  # noqa: E731
     assert last(play("tpe", {}, 36)) < 0.6 * last(play("random", {}, 36))
+
+
+def test_halving_tries_what_random_search_tries() -> None:
+    chance, halving = play("random", {}, 20), play("halving", {}, 20)
+    assert [t["params"] for t in chance.values()] == [t["params"] for t in halving.values()]
 
 
 def test_the_best_third_goes_on_and_the_highest_rung_first() -> None:

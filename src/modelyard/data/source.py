@@ -77,15 +77,15 @@ class DataConfig:
     """Whether delimited files begin with column names; without: column_1, column_2 …"""
     missing: list[str] = field(default_factory=list)
     """Further texts that mean missing, in every column."""
+    missing_values: Missing = field(default_factory=Missing)
+    """What inputs do with missing values, e.g. median or {method: knn, neighbours: 10}; `data.inputs.COLUMN.missing` says otherwise for one.
+    Kinds that a method does not suit (text; categories under mean) keep theirs."""
     sheet: str | int | None = None
     """Sheet of a workbook (name, or number from 1), or table of a database; without it the first sheet, the only table."""
     query: str | None = None
     """SELECT whose rows are taken, where path is a database."""
     max_bytes: Annotated[int, Between(1)] | None = None
     """Bytes that a file may unpack to; without it 8 GiB for texts and 1 GiB for workbooks, and nothing that shrinks more than 300-fold."""
-    missing_values: Missing = field(default_factory=Missing)
-    """What inputs do with missing values, e.g. median or {method: knn, neighbours: 10}; `data.inputs.COLUMN.missing` says otherwise for one.
-    Kinds that a method does not suit (text; categories under mean) keep theirs."""
     limit: int | None = None
     """Take only this many rows of each table."""
     stream: bool = False
@@ -124,10 +124,12 @@ class Source:
         """`config` with what a data artefact says of its columns, wherever the project says nothing."""
         roles = dict(self.made.roles) if self.made is not None else {}
         if config.target is not None or config.outputs is not None:
-            roles.pop("outputs", None)
+            roles = {k: v for k, v in roles.items() if k not in ("target", "outputs")}
         taken = {*_names(config.target), *(config.outputs or {}), *_names(config.ignore), *_names(config.id), config.weight, config.group}
-        if "inputs" in roles:
+        if isinstance(roles.get("inputs"), dict):
             roles["inputs"] = {name: kind for name, kind in roles["inputs"].items() if name not in taken}
+        elif "inputs" in roles:
+            roles["inputs"] = [name for name in roles["inputs"] if name not in taken]
         return replace(config, **{k: v for k, v in roles.items() if getattr(config, k) is None})
 
     @cached_property

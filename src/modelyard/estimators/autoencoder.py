@@ -54,8 +54,8 @@ def learn(x: np.ndarray, config: Config, seed: int) -> State:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # stopping at the last epoch is what was asked for
         net = MLPRegressor(
-            (config.hidden, middle, config.hidden), activation="tanh", batch_size=min(256, len(x)), max_iter=config.epochs, random_state=seed,
-            early_stopping=len(x) >= 100, n_iter_no_change=8, learning_rate_init=2e-3,
+            hidden_layer_sizes=(config.hidden, middle, config.hidden), activation="tanh", batch_size=min(256, len(x)), max_iter=config.epochs,
+            random_state=seed, early_stopping=len(x) >= 100, n_iter_no_change=8, learning_rate_init=2e-3,
         ).fit(cut, cut if x.shape[1] > 1 else cut[:, 0])  # fmt: skip
     return State(weights=[np.asarray(w, np.float32) for w in net.coefs_], biases=[np.asarray(b, np.float32) for b in net.intercepts_])
 

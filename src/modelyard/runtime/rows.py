@@ -58,6 +58,10 @@ def _series(name: str, values: Any) -> pl.Series:
 def _table(columns: Mapping[str, pl.Series], inputs: Sequence[Column]) -> tuple[pl.DataFrame, list[RowError]]:
     absent = [c.name for c in inputs if c.name not in columns and not may_be_absent(c)]
     if absent:
+        # a CSV file and a workbook give "age", a database or Parquet file of the same table "age ": one column all the same
+        columns = {**columns, **_but_for_blanks(columns, [c.name for c in inputs if c.name not in columns])}
+        absent = [name for name in absent if name not in columns]
+    if absent:
         came = ", ".join(map(str, columns)) or "none"
         problems = [Problem(f"is absent; columns that came: {came}", name) for name in absent]
         raise DataError(f"{len(absent)} input column(s) are absent: {', '.join(absent)}", problems)
@@ -68,6 +72,15 @@ def _table(columns: Mapping[str, pl.Series], inputs: Sequence[Column]) -> tuple[
         c.name: columns[c.name] if c.name in columns else pl.Series(c.name, [None] * height, dtype=pl.Null) for c in inputs
     }
     return pl.DataFrame(picked), []
+
+
+def _but_for_blanks(columns: Mapping[str, pl.Series], absent: Sequence[str]) -> dict[str, pl.Series]:
+    """The columns of `absent` whose names came with other blanks around them, where that is one column only."""
+    near: dict[str, list[str]] = {}
+    for name in columns:
+        near.setdefault(str(name).strip(), []).append(name)
+    found = {name: near.get(name.strip(), []) for name in absent}
+    return {name: columns[came[0]] for name, came in found.items() if len(came) == 1}
 
 
 def _array(rows: np.ndarray, inputs: Sequence[Column]) -> tuple[pl.DataFrame, list[RowError]]:

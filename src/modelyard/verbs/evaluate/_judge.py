@@ -18,7 +18,7 @@ from modelyard.runtime.answers import Answers
 from modelyard.runtime.model import Model
 from modelyard.runtime.pipeline import Column, dense
 from modelyard.tasks._binding import Bound
-from modelyard.verbs.evaluate import _costs
+from modelyard.verbs.evaluate import _costs, _odd
 
 WORST = 24
 """Worst rows shown per output (a page of pictures)."""
@@ -147,7 +147,7 @@ def _output(
         return entry
     entry["pictures"] = picture_data(column.kind, is_true, found, labels=labels, seed=seed)
     if is_true is None and labels and found.scores is not None:
-        entry["worst"] = _worst(bound, column, truth, answers, found, found.scores[:, -1])
+        entry["worst"] = _oddest(bound, column, truth, answers, found)
     if is_true is not None:
         past = column.rules.evidence(bound.splits["train"][column.name], column.coder, column.state)
         guess = scoring.baseline(column.kind, past, truth.height, labels=labels)
@@ -237,6 +237,18 @@ def _worst(
             }
         )
     return rows
+
+
+def _oddest(bound: Bound, column: Column, frame: pl.DataFrame, answers: pl.DataFrame, found: scoring.Predicted) -> list[dict[str, Any]]:
+    """The rows with the highest score of the last label, and why, where nobody knows the truth."""
+    assert found.scores is not None
+    score_B = found.scores[:, -1]
+    rows = _worst(bound, column, frame, answers, found, score_B)
+    why = _odd.reasons(bound, frame[[row["row"] - 1 for row in rows]])
+    return [
+        {"row": r["row"], "inputs": r["inputs"], "prediction": r["prediction"], "score": r["loss"], "why": text}
+        for r, text in zip(rows, why, strict=True)
+    ]
 
 
 def _text(value: Any) -> str:

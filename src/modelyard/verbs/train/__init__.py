@@ -162,11 +162,11 @@ class _Job:
 def _fit(bound: Bound, model: Any, job: _Job, split: SplitConfig) -> tuple[Path, dict[str, Any], Bound, dict[str, np.ndarray]]:
     """(model folder, facts, the rows as they were learnt from, out-of-fold graph outputs) of one model, of a composite whose parts
     are fitted one after the other, or of what a search among candidates found."""
-    from modelyard.verbs.train import candidates
+    from modelyard.verbs.train import search
 
-    if candidates.searches(model, bound, job.config.preset):
+    if search.searches(model, bound, job.config.preset):
         job.run.update(state="training", model={"model": [f"auto ({job.config.preset})"]}, data=_data(bound))
-        return candidates.search(bound, model, job, split)
+        return search.search(bound, model, job, split)
     if job.config.preset != "quick":
         job.say(f"train.preset {job.config.preset} searches among models for tables with model: auto; here one model is fitted")
     return *_fit_named(bound, model, job), bound, {}

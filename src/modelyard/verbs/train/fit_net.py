@@ -131,7 +131,8 @@ def term(pipeline: Pipeline, task: Task, output: str, key: str, config: TrainCon
         options["label_smoothing"] = config.label_smoothing
     weights_K = class_weights(config, column, targets.get(f"{output}.{chosen.target}"))
     weights = None if weights_K is None else torch.tensor(weights_K, dtype=torch.float32)
-    return Term(key, f"{output}.{chosen.target}", registry.load("losses", name).loss, options, (config.output_weights or {}).get(output, 1.0), weights)
+    module, weight = registry.load("losses", name), (config.output_weights or {}).get(output, 1.0)
+    return Term(key, f"{output}.{chosen.target}", module.loss, options, weight, weights, getattr(module, "total", None))
 
 
 def augmentation(config: TrainConfig, pipeline: Pipeline) -> Augment | None:
