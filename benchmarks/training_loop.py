@@ -204,7 +204,7 @@ def ours(net: nn.Module, data: tuple[torch.Tensor, ...]) -> Epoch:
         def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {"y.logits": self.net(inputs["x.pixels"])}
 
-    from modelyard.losses.cross_entropy import loss
+    from modelyard.losses.cross_entropy import loss, total
 
     config = TrainConfig(epochs=10**5, batch=BATCH, lr=1e-3, optimiser="adamw", weight_decay=0.01, schedule="constant",
                          precision="float32", compile=False, patience=0)  # fmt: skip
@@ -216,7 +216,7 @@ def ours(net: nn.Module, data: tuple[torch.Tensor, ...]) -> Epoch:
             right = sum(int((network(b.inputs)["y.logits"].argmax(1) == b.targets["y.index"]).sum()) for b in test.epoch(0))
         return 1 - right / test.rows
 
-    fit = Fit(Wrapped(), [Term("y.logits", "y.index", loss)], train, None, config, judge=judge)
+    fit = Fit(Wrapped(), [Term("y.logits", "y.index", loss, total=total)], train, None, config, judge=judge)
     stop = threading.Event()
 
     def epoch() -> tuple[float, float]:

@@ -138,6 +138,7 @@ RESULTS: dict[str, tuple[str, ...]] = {
     "run": ("modelyard.verbs.run:Ran",),
     "check": ("modelyard.verbs.check:Checked",),
     "plan": ("modelyard.verbs.plan:Plan",),
+    "prepare": ("modelyard.verbs.prepare:Prepared",),
     "init": ("modelyard.verbs.init:Written",),
     "runs": ("modelyard.verbs.runs:Listing", "modelyard.verbs.runs:Comparison"),
     "doctor": ("modelyard.verbs.doctor:Findings",),

@@ -29,10 +29,10 @@ SIDEWAYS = {
 
 VERB_EDGES = {
     ("train", "evaluate"), ("train", "report"), ("train", "plan"), ("evaluate", "report"), ("evaluate", "train"), ("plan", "train"),
-    ("tune", "train"), ("tune", "evaluate"), ("init", "check"), ("export", "train"), ("predict", "train"),
+    ("tune", "train"), ("tune", "evaluate"), ("init", "check"), ("export", "train"), ("predict", "train"), ("prepare", "train"),
 }  # fmt: skip
 """verb → verb, each through a public function. evaluate → train: a tuned threshold saves its child as training does.
-plan → train: the plan sizes what train would build."""
+plan → train: the plan sizes what train would build. prepare → train: self-training and out-of-fold answers are made by models, which train alone makes."""
 
 FORBIDDEN = re.compile(r"\b(pickle|marshal|dill|joblib|shelve)\b|torch\.load|yaml\.load\(|allow_pickle\s*=\s*True|(?<![\w.])(eval|exec)\(")
 
@@ -117,7 +117,7 @@ def test_no_drawer_of_helpers() -> None:
 def test_public_surface_is_pinned() -> None:
     assert sorted(modelyard.__all__) == [
         "Model", "ModelyardError", "Project", "__version__", "check", "doctor", "evaluate", "export", "init", "load", "load_model",
-        "plan", "predict", "project", "report", "run", "runs", "serve", "train", "tune",
+        "plan", "predict", "prepare", "project", "report", "run", "runs", "serve", "train", "tune",
     ]  # fmt: skip
     for name in modelyard.__all__:
         assert getattr(modelyard, name) is not None

@@ -112,6 +112,16 @@ def test_chain_of_regressions() -> None:
     assert (ours <= np.nanmax(x, 0) + 1e-9).all() and (ours >= np.nanmin(x, 0) - 1e-9).all()
 
 
+def test_typing_errors_stay_finite() -> None:
+    """1e300 in a column neither overflows nor makes the other values NaN, and one row still gets what it gets in a batch."""
+    x = correlated(300, 3)
+    x[5, 0], x[7, 1] = 1e300, -1.7e308
+    for fitted in (Nearest.fit(list("abc"), [5] * 3, x), Chain.fit(list("abc"), [0, 1, 2], 10, x)):
+        found = fitted.fill(x)
+        assert np.isfinite(found).all() and (np.abs(found[np.isnan(x[:, 2]), 2]) < 100).all()
+        assert np.array_equal(found[:40], np.concatenate([fitted.fill(x[i : i + 1]) for i in range(40)]))
+
+
 def columns_of(methods: dict[str, Any]) -> list[Column]:
     kinds = {"n": "number", "c": "category", "t": "timestamp"}
     return [
@@ -248,6 +258,26 @@ def test_a_rule_for_all_columns(tmp_path: Path) -> None:
     assert [c.missing.method for c in pipeline.inputs] == ["mean", "keep", "mean", "keep"]
     pipeline.fit([bind(config, None, tmp_path).splits["train"]])
     assert [n for n in pipeline.numbers() if n[1] == "indicator"] == [("a", "indicator"), ("t", "indicator")]
+
+
+def test_streamed_rows_are_filled_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a file read in pieces: the values are those of all training rows together, and no encoding sees a gap."""
+    from modelyard.data import stream
+
+    monkeypatch.setattr(stream, "CHUNK", 150)
+    table(600).drop("t").write_csv(tmp_path / "rows.csv")
+    rules = {"a": ("number", "knn"), "b": ("number", "keep"), "c": ("category", "mode"), "d": ("number", "median")}
+    inputs = {name: {"kind": kind, "missing": method} for name, (kind, method) in rules.items()}
+    bound = bind(DataConfig(path="rows.csv", target="y", inputs=inputs, stream=True), None, tmp_path)
+    assert bound.stream is not None and len(bound.stream.parts) > 2
+    bound.pipeline.fit(bound.stream)
+    whole = pl.concat(list(bound.stream))
+    imputed = bound.pipeline.imputation
+    assert imputed is not None and imputed.nearest is not None and len(imputed.nearest.donors) == whole.height
+    assert imputed.values["d"] == pytest.approx(whole["d"].median()) and imputed.values["c"] == whole["c"].drop_nulls().mode().sort()[0]
+    filled = bound.pipeline.filled(whole)
+    assert filled.select("a", "c", "d").null_count().sum_horizontal()[0] == 0
+    assert [c.state.missing for c in bound.pipeline.inputs] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

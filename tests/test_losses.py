@@ -139,3 +139,15 @@ def test_masked_units_pass_no_gradient_even_when_not_finite():
     value_B.sum().backward()
     assert value_B.tolist() == [0.0, 1.0] and weight_B.tolist() == [0.0, 1.0]
     assert z.grad[1].item() == 2.0
+
+
+def test_the_summed_cross_entropy_is_the_sum_of_its_values() -> None:
+    from modelyard.losses.cross_entropy import loss, total
+
+    draw = torch.Generator().manual_seed(0)
+    logits, ids = torch.randn(33, 7, generator=draw, requires_grad=True), torch.randint(7, (33,), generator=draw)
+    for smoothing in (0.0, 0.1):
+        value_B, _ = loss(logits, ids, label_smoothing=smoothing)
+        whole = total(logits, ids, label_smoothing=smoothing)
+        assert torch.allclose(whole, value_B.sum(), rtol=1e-6)
+        assert torch.allclose(*(torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (whole, value_B.sum())), atol=1e-7)

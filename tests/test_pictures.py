@@ -35,6 +35,9 @@ def everything(n=500, k=3, labels=("猫", "狗 & <鸟>", "a very long class name
         **picture_data("number", x, Predicted(values=x + 1)),
         **picture_data("cluster", None, clusters),
         **learning_data(events),
+        "leaderboard": {"metric": "rmse", "better": "lower", "entries": [
+            {"model": f"{i:02d}-列 <trees>", "weight": 0.5 if i else 0.0, "value": 1.0 + i, "low": 0.5 if i else math.nan, "high": 2.0} for i in range(30)
+        ]},
         "search_history": search,
         "search_settings": search,
         "metrics": {"items": [{**item, "name": "f1", "value": 0.5, "baseline": math.nan}]},

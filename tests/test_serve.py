@@ -49,7 +49,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     columns = {"age": [None if i % 17 == 0 else int(a) for i, a in enumerate(age)], "job": job, "city": city, "churned": target}
     pl.DataFrame(columns).write_csv(folder / "plan.csv")
     with contextlib.chdir(folder):
-        line = modelyard.train(data="line.csv", target="y", model="linear")
+        line = modelyard.train(data="line.csv", target="y", model={"name": "linear", "numbers": "scaled"})
         plan = modelyard.train(data="plan.csv", target="churned", model="linear")
     return {"line": Model.load(folder / line.model), "plan": Model.load(folder / plan.model)}
 

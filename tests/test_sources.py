@@ -390,6 +390,47 @@ def test_real_datasets_objects() -> None:
     assert set(open_source(DataConfig(path=both), Path()).tables) == {"train", "valid"}
 
 
+def test_digits_of_other_scripts_are_texts_and_no_crash(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n５,1\n٣,2\n", encoding="utf-8")
+    assert rows("t.csv", tmp_path).rows() == [("５", 1), ("٣", 2)]
+
+
+def test_half_characters_cost_their_own_row(tmp_path: Path) -> None:
+    r"""JSON can write "\ud800", which is no Unicode and breaks whatever encodes it; "\ud83d\ude42" is a whole character."""
+    good, bad = '{"a": "\\ud83d\\ude42", "b": 1}', '{"a": "\\ud800", "b": 2}'
+    (tmp_path / "t.jsonl").write_text(f"{good}\n{bad}\n", encoding="utf-8")
+    (tmp_path / "t.json").write_text(f"[{good}, {bad}]", encoding="utf-8")
+    for name in ("t.jsonl", "t.json"):
+        table = open_source(DataConfig(path=name), tmp_path).tables["train"]
+        assert table.data.rows() == [("🙂", 1)] and [s.line for s in table.set_aside] == [2]
+    with pytest.raises(DataError, match="half of a character"):
+        rows([{"a": "\ud800"}])
+
+
+def test_a_half_character_costs_its_own_row_of_a_prediction() -> None:
+    from modelyard.runtime.pipeline import Column
+    from modelyard.runtime.rows import to_columns
+
+    inputs = [Column("a", "category", "index"), Column("b", "number", "raw")]
+    for given in ([{"a": "x", "b": 1}, {"a": "\ud800", "b": 2}], {"a": ["x", "\ud800"], "b": [1, 2]}):
+        frame, errors = to_columns(given, inputs)
+        assert frame.height == 2 and [(e.row, e.column) for e in errors] == [(1, "a")]
+        assert errors[0].reason.startswith("holds half of a character") and errors[0].value.encode("utf-8")
+    _, errors = to_columns([{"\ud800": 1, "b": 2}], inputs)
+    assert "keys that came: \\ud800, b" in errors[0].reason and errors[0].reason.encode("utf-8")
+
+
+def test_blanks_around_a_name_do_not_make_another_column() -> None:
+    from modelyard.runtime.pipeline import Column
+    from modelyard.runtime.rows import to_columns
+
+    inputs = [Column("age ", "number", "raw"), Column("city", "category", "index")]
+    frame, errors = to_columns(pl.DataFrame({"age": [1.0], " city": ["Oslo"], "x": [0]}), inputs)
+    assert frame.rows() == [(1.0, "Oslo")] and frame.columns == ["age ", "city"] and not errors
+    with pytest.raises(DataError, match="absent: age "):
+        to_columns(pl.DataFrame({"age": [1.0], " age": [2.0], "city": ["Oslo"]}), inputs)
+
+
 def test_a_reading_of_each_source_has_one_fingerprint(shop: Path) -> None:
     """The same rows are the same data, wherever they were."""
     (shop / "t.csv").write_text(CSV, encoding="utf-8")

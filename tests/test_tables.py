@@ -183,6 +183,19 @@ def test_vector_leaves_by_masks_by_walking_and_by_hand() -> None:
             assert np.abs(total - walked[i]).max() < 1e-12
 
 
+@pytest.mark.parametrize("variant", ["random", "extra"])
+def test_forests_of_large_tables_stay_small(variant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trees see so many rows at most, and have so many leaves; limits are lowered here."""
+    inputs = table(600)
+    for limit, most in (("ROWS", 60), ("LEAVES", 8)):
+        with monkeypatch.context() as lowered:
+            lowered.setattr(forest, limit, most)
+            state = forest.fit(inputs, targets_of(inputs, NUMBER), [NUMBER], forest.Config(variant=variant, trees=5, min_leaf=1))
+        f = state.forests["y.value"]
+        leaves = np.add.reduceat(f.left == np.arange(len(f.left)), f.roots)
+        assert most / 2 <= leaves.max() <= most
+
+
 def test_categories_are_ordered_by_their_target() -> None:
     """Ranks rise with the mean target; ids that training never had are missing; three classes lie along one line."""
     ids = np.repeat(np.arange(2, 8), 50)[:, None].astype(np.int32)
@@ -310,6 +323,22 @@ def test_ties_copies_and_rare_values() -> None:
     assert np.allclose(far, [[0, 0.5], [0, 0], [0, 0]])
 
 
+def test_outliers_neither_hide_neighbours_nor_cost_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row ten thousand deviations away: the same neighbours as by a slow loop, and few distances are worked out twice."""
+    inputs, fresh = table(2000), table(50, seed=4)
+    for rows in (inputs, fresh):
+        rows["table.numbers"][:3] *= 1e4  # type: ignore[index, operator]
+    state = neighbours.fit(inputs, targets_of(inputs, NUMBER), [NUMBER], neighbours.Config(k=5))
+    worked: list[int] = []
+    original = neighbours._distances
+    monkeypatch.setattr(neighbours, "_distances", lambda *a: worked.append(len(a[3])) or original(*a))
+    where, _ = neighbours.nearest(state, np.asarray(fresh["table.numbers"]), np.asarray(fresh["table.categories"]), 5)
+    here = points({"table.numbers": state.numbers, "table.categories": state.ids}, [4, 40])
+    for i, x in enumerate(points(fresh, [4, 40])):
+        assert where[i].tolist() == np.argsort(((here - x) ** 2).sum(1), kind="stable")[:5].tolist()
+    assert sum(worked) < 50 * 2000 / 4
+
+
 def test_the_number_of_neighbours_is_chosen_by_leaving_out() -> None:
     """The stored losses are those of a slow loop; pure noise asks many, a checkerboard few."""
     inputs = table(250)
@@ -384,6 +413,26 @@ def test_elastic_penalty_is_glmnets() -> None:
     assert np.abs(joined - mean).max() < 1e-5
 
 
+@pytest.mark.parametrize("labels", [2, 3])
+@pytest.mark.parametrize("ratio", [0.3, 1.0])
+def test_elastic_labels_are_at_the_optimum(labels: int, ratio: float) -> None:
+    """Against scikit-learn's SAGA run long: no worse an objective, the same margins, the same weights at zero."""
+    from sklearn.linear_model import LogisticRegression
+
+    inputs = table(400)
+    y = targets_of(inputs, CATEGORY if labels == 2 else CLASSES)["y.index"]
+    x = np.concatenate([np.asarray(inputs["table.numbers"], np.float64), (points(inputs, [4, 40])[:, 4:] > 0).astype(float)], 1)
+    weights = np.random.default_rng(0).uniform(0.5, 2, 400)
+    ours = linear._Elastic(0.3, ratio).fit(x, y, weights)
+    peer = LogisticRegression(C=0.3, l1_ratio=ratio, solver="saga", max_iter=20_000, tol=1e-8).fit(x, y, weights)
+    assert ours.coef_.shape == peer.coef_.shape
+    margins = ours.decision_function(x), peer.decision_function(x)
+    if labels == 3:  # an equal shift of all classes changes nothing
+        margins = tuple(m - m.mean(1, keepdims=True) for m in margins)  # type: ignore[assignment]
+    assert np.abs(margins[0] - margins[1]).max() < 0.02
+    assert (ours.coef_ == 0).sum() > 10 and ((ours.coef_ == 0) == (np.abs(peer.coef_) < 1e-4)).mean() > 0.97
+
+
 # -- nets --------------------------------------------------------------------------------------------------------------------
 
 TABLE = {"numbers": Part((7,), "float32", groups=(4, 1, 2)), "categories": Part((2,), "int32")}
@@ -421,6 +470,14 @@ def test_tabm_is_its_members() -> None:
     assert torch.allclose(out["b.logits"].sigmoid(), members["b.logits"].sigmoid().mean(1), atol=1e-6)
     assert torch.allclose(out["c.value"], members["c.value"].mean(1), atol=1e-6)
     assert not any(k.endswith(MEMBERS) for k in out)
+
+
+@pytest.mark.parametrize("name", ["mlp", "tabm", "ft-transformer"])
+def test_a_value_that_training_never_saw_is_the_middle(name: str) -> None:
+    """The embeddings of missing and unseen values begin at zero."""
+    net: Any = build({"nets": {"t": {"name": name, "config": {}}}}, {"t": TABLE}, [4, 9], [NUMBER], seed=0)
+    found = [m.weight for m in net.modules() if isinstance(m, torch.nn.Embedding)]
+    assert len(found) == 2 and all(not w[:2].any() and w[2:].any(1).all() for w in found)
 
 
 def test_members_are_taught_one_by_one() -> None:

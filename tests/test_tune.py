@@ -169,7 +169,7 @@ def play(method: str, finished: dict[int, dict[str, Any]], count: int) -> dict[i
             found[number] |= {"state": "complete", "value": x}
 
 
-@pytest.mark.parametrize("method", ["tpe", "random", "halving", "hyperband"])
+@pytest.mark.parametrize("method", ["tpe", "random", "halving", "hyperband", "bohb"])
 def test_suggestions_follow_from_what_was_found_before(method: str) -> None:
     """Cut anywhere, the search goes on as if it had never stopped."""
     whole = play(method, {}, 36)
@@ -182,6 +182,11 @@ def test_guided_search_beats_chance() -> None:
     """Of a bowl: the mean of the last ten values."""
     last = lambda found: np.mean([t["value"] for t in list(found.values())[-10:] if "value" in t])  # noqa: E731
     assert last(play("tpe", {}, 36)) < 0.6 * last(play("random", {}, 36))
+
+
+def test_halving_tries_what_random_search_tries() -> None:
+    chance, halving = play("random", {}, 20), play("halving", {}, 20)
+    assert [t["params"] for t in chance.values()] == [t["params"] for t in halving.values()]
 
 
 def test_the_best_third_goes_on_and_the_highest_rung_first() -> None:
@@ -301,6 +306,37 @@ def test_failed_trials_are_listed_with_their_reason(tmp_path: Path) -> None:
 def test_budget_ends_the_search_with_at_least_one_whole_trial(tmp_path: Path) -> None:
     found = search(tmp_path, tune__budget=1e-3, tune__trials=50)
     assert found.trials == 1 and Model.load(found.model).replay().ok
+
+
+def test_ctrl_c_leaves_the_best_so_far_and_resume_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from modelyard.verbs.tune._engines import Here
+
+    (tmp_path / "a").mkdir()
+    whole = search(tmp_path / "a", tune__trials=6)
+    real, waits = Here.wait, []
+
+    def wait(self: Here) -> Any:
+        waits.append(1)
+        if len(waits) == 4:
+            raise KeyboardInterrupt
+        return real(self)
+
+    monkeypatch.setattr(Here, "wait", wait)
+    cut = search(tmp_path, tune__trials=6)
+    assert cut.interrupted and cut.trials == 3 and Model.load(cut.model).replay().ok
+    again = search(tmp_path, resume=True, tune__trials=6)
+    assert course(journal(again)) == course(journal(whole)) and again.best == whole.best and not again.interrupted
+
+
+def test_run_searches_where_the_project_says_so_and_does_it_once(tmp_path: Path) -> None:
+    import modelyard
+
+    given = {"data.path": str(tmp_path / "t.csv"), "data.target": "y", "model": "linear", "tune.search": {"model.c": [0.1, 1.0]}, "tune.trials": 2}
+    table().write_csv(tmp_path / "t.csv")
+    (tmp_path / "modelyard.yaml").write_text("version: 1\nname: cell\n", encoding="utf-8")
+    first, second = (modelyard.run(str(tmp_path), given, quiet=True) for _ in range(2))
+    assert first.stages["tune"] == "done" and set(second.stages.values()) == {"unchanged"} and first.run == second.run
+    assert len(trials(journal(Path(first.run)))) == 2
 
 
 def test_halving_goes_on_from_checkpoints_and_ends_as_an_unpruned_training(tmp_path: Path) -> None:

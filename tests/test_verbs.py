@@ -83,6 +83,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "regression · table · trees": {"task": "regression"},
     "regression · table · mlp": {"task": "regression", "model": "mlp", "train.epochs": 3},
     "regression · table · neighbours": {"task": "regression", "model": "neighbours"},
+    "anomaly detection · table · detectors": {"task": "anomaly-detection"},
+    "anomaly detection · table · local outlier": {"task": "anomaly-detection", "model": "local-outlier"},
     "clustering · table · k-means": {"task": "clustering"},
     "two outputs · text and table · nets": {
         "data": mixed, "data.inputs": {"text": "text", "size": "number"}, "data.outputs": {"topic": "category", "price": "number"}, "train.epochs": 2,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     train: Any
     tune: Any
     predict: Any
+    prepare: Any
     evaluate: Any
     report: Any
     export: Any
@@ -38,7 +39,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Model", "ModelyardError", "Project", "__version__", "check", "doctor", "evaluate", "export", "init", "load",
-    "load_model", "plan", "predict", "project", "report", "run", "runs", "serve", "train", "tune",
+    "load_model", "plan", "predict", "prepare", "project", "report", "run", "runs", "serve", "train", "tune",
 ]  # fmt: skip
 
 _PLACES = {
@@ -50,7 +51,7 @@ _PLACES = {
     "project": "modelyard.project",
     "serve": "modelyard.verbs.serve:serve",  # a context manager: the verb itself would not return
 }
-_VERBS = ("check", "doctor", "evaluate", "export", "init", "plan", "predict", "report", "run", "runs", "train", "tune")
+_VERBS = ("check", "doctor", "evaluate", "export", "init", "plan", "predict", "prepare", "report", "run", "runs", "train", "tune")
 
 
 def __getattr__(name: str) -> Any:

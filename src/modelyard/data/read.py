@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,10 @@ SPAN = 200
 """Physical lines that one quoted field may span before its quote counts as stray."""
 
 SEPARATORS = (",", "\t", ";", "|")
-INTEGER = r"^[+-]?(0|[1-9]\d{0,17})$"
-DECIMAL = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?$"
-ZERO_LED = r"^[+-]?0\d"
+INTEGER = r"^[+-]?(0|[1-9][0-9]{0,17})$"
+DECIMAL = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
+ZERO_LED = r"^[+-]?0[0-9]"
+"""`\\d` would also match the digits of other scripts (５, ٣), which no cast reads."""
 
 
 @dataclass(frozen=True)
@@ -272,13 +274,13 @@ def typed(column: pl.Series, missing: Sequence[str] = ()) -> pl.Series:
     numeric = stripped.set(stripped.is_in(list(MISSING)).fill_null(False), None)
     if numeric.null_count() == len(numeric):
         return text
-    if not numeric.str.contains(DECIMAL).fill_null(True).all() or numeric.str.contains(ZERO_LED + r"(\d|$)").fill_null(False).any():
+    if not numeric.str.contains(DECIMAL).fill_null(True).all() or numeric.str.contains(ZERO_LED + r"([0-9]|$)").fill_null(False).any():
         return text
-    if numeric.str.contains(r"^[+-]?0\d").fill_null(False).any():
+    if numeric.str.contains(ZERO_LED).fill_null(False).any():
         return text
     if numeric.str.contains(INTEGER).fill_null(True).all():
         return numeric.cast(pl.Int64)
-    if numeric.str.contains(r"^[+-]?\d{16,}$").fill_null(False).any():
+    if numeric.str.contains(r"^[+-]?[0-9]{16,}$").fill_null(False).any():
         return text
     values = numeric.cast(pl.Float64)
     return values if values.is_finite().fill_null(True).all() else text
@@ -294,7 +296,9 @@ def _json_lines(text: str, path: Path, name: str) -> Table:
         except (ValueError, RecursionError) as error:
             aside.append(SetAside(str(path), number, None, f"is not JSON: {str(error)[:80]}", line[:80]))
             continue
-        if isinstance(row, dict):
+        if _half(line, row):
+            aside.append(SetAside(str(path), number, None, HALF, line[:80]))
+        elif isinstance(row, dict):
             rows.append(row)
         else:
             aside.append(SetAside(str(path), number, None, "is not a JSON object", line[:80]))
@@ -302,6 +306,20 @@ def _json_lines(text: str, path: Path, name: str) -> Table:
         first = f": line {aside[0].line} {aside[0].reason}" if aside else ""
         raise DataError(f"{path} holds no JSON objects, one a line{first}")
     return Table(name, from_records(rows), aside)
+
+
+HALF = "holds half of a character (a lone surrogate)"
+
+
+def _half(text: str, value: Any) -> bool:
+    """Whether JSON holds a text such as `"\\ud800"`, which is no Unicode; `text` tells quickly that it does not."""
+    if not re.search(r"\\u[dD][89a-fA-F]", text):
+        return False
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _json(text: str, path: Path, name: str) -> Table:
@@ -316,8 +334,13 @@ def _json(text: str, path: Path, name: str) -> Table:
     rows = [value] if isinstance(value, dict) else value
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path} holds {type(value).__name__}; expected a list of objects or an object of columns")
-    good = [(i, r) for i, r in enumerate(rows, 1) if isinstance(r, dict)]
-    aside = [SetAside(str(path), i, None, "is not a JSON object", repr(r)[:80]) for i, r in enumerate(rows, 1) if not isinstance(r, dict)]
+    halves = {i for i, r in enumerate(rows, 1) if _half(text, r)} if _half(text, value) else set()
+    good = [(i, r) for i, r in enumerate(rows, 1) if isinstance(r, dict) and i not in halves]
+    aside = [
+        SetAside(str(path), i, None, HALF if i in halves else "is not a JSON object", ascii(r)[:80])
+        for i, r in enumerate(rows, 1)
+        if i in halves or not isinstance(r, dict)
+    ]
     if not good:
         raise DataError(f"{path}: none of its {len(rows)} elements is an object")
     return Table(name, from_records([r for _, r in good]), aside)
@@ -333,6 +356,8 @@ def column_of(name: str, values: Sequence[Any]) -> pl.Series:
     """A column of JSON values; mixed types become texts so that nothing is turned into a silent null."""
     try:
         return pl.Series(name, list(values))
+    except UnicodeEncodeError:
+        raise DataError(f"{name!a}: a value {HALF}; write whole Unicode") from None
     except (TypeError, OverflowError, pl.exceptions.PolarsError):
         pass
     if all(v is None or (isinstance(v, int | float) and not isinstance(v, bool)) for v in values):

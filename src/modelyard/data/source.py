@@ -20,7 +20,7 @@ from modelyard.data.split import SplitConfig
 from modelyard.data.sql import is_url, read_sql
 from modelyard.data.table import SetAside, Table
 from modelyard.data.typing import IMAGE_SUFFIX
-from modelyard.errors import DataError
+from modelyard.errors import DataError, Unsupported
 from modelyard.kinds._missing import Missing
 from modelyard.settings import Between
 
@@ -114,6 +114,24 @@ class Source:
         """What no table kept."""
         return [s for t in self.tables.values() for s in t.set_aside]
 
+    def refuse_folds(self, asked: str) -> None:
+        """Raises `Unsupported` where folds of the training rows would have copies on both sides."""
+        if self.made is not None and self.made.resampled:
+            message = f"the training rows were resampled by prepare, and {asked} would learn from copies of the rows that judge"
+            raise Unsupported(f"{message}; take the step resample out and set train.balance, which works inside the folds", "use")
+
+    def described(self, config: DataConfig) -> DataConfig:
+        """`config` with what a data artefact says of its columns, wherever the project says nothing."""
+        roles = dict(self.made.roles) if self.made is not None else {}
+        if config.target is not None or config.outputs is not None:
+            roles = {k: v for k, v in roles.items() if k not in ("target", "outputs")}
+        taken = {*_names(config.target), *(config.outputs or {}), *_names(config.ignore), *_names(config.id), config.weight, config.group}
+        if isinstance(roles.get("inputs"), dict):
+            roles["inputs"] = {name: kind for name, kind in roles["inputs"].items() if name not in taken}
+        elif "inputs" in roles:
+            roles["inputs"] = [name for name in roles["inputs"] if name not in taken]
+        return replace(config, **{k: v for k, v in roles.items() if getattr(config, k) is None})
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over all tables."""
@@ -164,6 +182,10 @@ def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None
             )
     made = artefact.made(base / Path(first).expanduser()) if isinstance(first, str | Path) and not is_url(first) else None
     return Source(tables, [note for t in tables.values() for note in t.notes], made)
+
+
+def _names(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
 
 
 def _need_rows(name: str, table: Table) -> None:

@@ -51,7 +51,8 @@ class Estimator(Protocol):
 
         Targets: `y.index` int64 `(B,)`, `y.multi_hot` float32 `(B, K)`, `y.value` float32 `(B,)`, scaled; empty where nothing
         is taught. `weights` `(B,)` multiply the examples' losses. `budget_s` is wall-clock time after which no new step begins; at
-        least one is made. `progress` is told of steps as JSON. The same seed gives the same state.
+        least one is made. `progress` is told of steps as JSON. The same seed gives the same state. One that can keep its answers
+        monotone has a further keyword `monotone`, the sign (n,) of each column of `table.numbers`, 0 for none.
         """
 
     @staticmethod

@@ -32,7 +32,9 @@ PRIOR = 10.0
 """Rows of the overall mean that are added to each category's before they are ordered (Micci-Barreca 2001)."""
 LEAVES = 10_000
 """Leaves of a tree at most, by way of the least rows of a leaf: 300 trees of 10,000 leaves are 175 MB already."""
-AT_ONCE = 20
+ROWS = 200_000
+"""Rows that a tree is grown on at most, drawn anew for each: of a million rows a tree would take a quarter of a minute."""
+AT_ONCE = 10
 """Trees between two looks at the clock."""
 SMALLEST = 1e-7
 """Probabilities are kept from zero and one by this before their logarithm: float32 has 1e-7 around one."""
@@ -190,10 +192,12 @@ def _fitted(
     least = int(config.min_leaf) if config.min_leaf != "auto" else min(10, max(1, len(x) // 500))
     if config.min_leaf == "auto" and number:
         least = min(2, least)
-    model = (ExtraTreesRegressor if extra else RandomForestRegressor)(
-        0, bootstrap=drawn or not extra, max_features=share, min_samples_leaf=max(least, len(x) // LEAVES), warm_start=True, random_state=seed,
-        n_jobs=-1 if x.size > 50_000 else None,
-    )
+    many = len(x) > ROWS
+    family = ExtraTreesRegressor if extra else RandomForestRegressor
+    model = family(
+        0, bootstrap=drawn or many or not extra, max_samples=ROWS if many else None, max_features=share, random_state=seed,
+        min_samples_leaf=max(least, len(x) // LEAVES), warm_start=True, n_jobs=-1 if x.size > 50_000 else None,
+    )  # fmt: skip
     began = time.monotonic()
     while model.n_estimators < config.trees and (not model.n_estimators or budget_s is None or time.monotonic() - began < budget_s):
         model.n_estimators = min(config.trees, model.n_estimators + AT_ONCE)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from modelyard.kinds._alarm import Alarm
 from modelyard.kinds._contract import SMALL, Array, Context, Encoding, Kind, Part, RowError
 
 MISSING, UNSEEN, RESERVED = 0, 1, 2
@@ -124,7 +125,7 @@ class Category(Kind):
     """A short text, number or boolean taken as a label, `String`; surrounding blanks do not count, empty is missing."""
 
     name = "category"
-    encodings = {"index": Index()}  # noqa: RUF012
+    encodings = {"index": Index(), "alarm": Alarm()}  # noqa: RUF012
     target_encoding = "index"
     scalar = True
 

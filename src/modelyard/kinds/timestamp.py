@@ -83,10 +83,13 @@ class Calendar(Encoding):
         date = moments.astype("datetime64[D]")
         year = ((date - date.astype("datetime64[Y]")).astype(np.int64) + 1) / 366.0
         month = ((date - date.astype("datetime64[M]")).astype(np.int64) + 1) / 31.0
-        # 1970-01-01 was a Thursday: +3 makes Monday 0
-        turns = np.stack([days % 1.0, ((days + 3) % 7.0) / 7.0, month, year], axis=1) * (2 * np.pi)
-        columns = [np.clip((days - state.mean) / spread, -100, 100)[:, None], np.sin(turns), np.cos(turns)]
-        out = np.concatenate(columns, axis=1).astype(np.float32)
+        turns = np.empty((len(days), 4))
+        turns[:, 0], turns[:, 2], turns[:, 3] = days % 1.0, month, year
+        turns[:, 1] = ((days + 3) % 7.0) / 7.0  # 1970-01-01 was a Thursday: +3 makes Monday 0
+        turns *= 2 * np.pi
+        out = np.empty((len(days), 9), np.float32)
+        out[:, 0] = np.minimum(np.maximum((days - state.mean) / spread, -100), 100)
+        out[:, 1:5], out[:, 5:] = np.sin(turns), np.cos(turns)
         out[absent] = 0.0
         return {"value": out}
 

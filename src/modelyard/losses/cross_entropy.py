@@ -48,3 +48,8 @@ def loss(
         class_weights = class_weights.to(log_BK)
         weight_B = (target.to(log_BK.dtype) * class_weights).sum(-1) if soft else class_weights[target]
     return sum_units(value_B, mask, weight_B)
+
+
+def total(output: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Σ_B of `loss` for logits (B, K) and ids (B,), in one kernel."""
+    return functional.cross_entropy(wide(output), target, reduction="sum", label_smoothing=label_smoothing)

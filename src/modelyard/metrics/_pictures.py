@@ -33,7 +33,7 @@ def picture_data(
     if kind == "cluster":
         return {} if found_ids is None else cluster_pictures(found_ids, predicted.features, seed)
     if truth is None or not len(truth):
-        return {}
+        return {} if truth is not None or kind != "category" or scores is None else {"scores": plain_scores(probabilities_BK(scores), labels)}
     if kind == "number":
         return {} if values is None else number_pictures(truth, values)
     if kind == "category":
@@ -116,6 +116,15 @@ def calibration(truth: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
         if count[b]
     ]
     return {"bins": bins, "of": len(truth), "about": about}
+
+
+def plain_scores(scores: np.ndarray, labels: Sequence[Any] | None) -> dict[str, Any]:
+    """Counts of the last label's scores in 20 bins, where nobody knows the truth; rows on the other side of one half apart."""
+    edges = np.linspace(0, 1, 21)
+    names = [str(x) for x in labels] if labels is not None else [str(k) for k in range(scores.shape[1])]
+    last, chosen = scores[:, -1], scores.argmax(1)
+    series = [{"label": names[k], "counts": np.histogram(last[chosen == k], edges)[0].tolist()} for k in range(scores.shape[1])]
+    return {"edges": edges.tolist(), "series": series, "of": len(scores), "about": names[-1]}
 
 
 def histogram_of_scores(truth: np.ndarray, scores: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class Columns(nn.Module):
         self.tables = nn.ModuleList(nn.Embedding(c, d) for c, d in zip(cardinalities, sizes, strict=True))
         for table in self.tables:
             nn.init.normal_(table.weight, std=0.1)  # type: ignore[arg-type]
+            reserve(table)  # type: ignore[arg-type]
         self.periodic = Periodic(n, frequencies) if n and frequencies else None
         self.chunks = (self.filled.chunks if self.filled else list(groups)) + ([self.periodic.out] * n if self.periodic else []) + sizes
         self.columns_width = sum(self.chunks)
@@ -65,6 +66,12 @@ class Columns(nn.Module):
         if "categories" in inputs:
             blocks.append(inputs["categories"])
         return torch.cat(blocks, 1)
+
+
+def reserve(table: nn.Embedding) -> None:
+    """Missing (0) and unseen (1) begin at zero: where training has none of them they stay the middle of all values, not a random one."""
+    with torch.no_grad():
+        table.weight[:2] = 0.0
 
 
 def squash(numbers: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modelyard.kinds._contract import Part
-from modelyard.nets._table import schedule, squash
+from modelyard.nets._table import reserve, schedule, squash
 from modelyard.settings import Between
 
 ACCEPTS = ("table",)
@@ -68,6 +68,7 @@ class Encoder(nn.Module):
         self.tables = nn.ModuleList(nn.Embedding(c, width) for c in cardinalities)
         for table in self.tables:
             nn.init.uniform_(table.weight, -bound, bound)  # type: ignore[arg-type]
+            reserve(table)  # type: ignore[arg-type]
         self.bias = draw(n + len(self.tables), width)
         self.reader = draw(1, width)
         self.blocks = nn.ModuleList(Block(config, first=i == 0) for i in range(config.layers))

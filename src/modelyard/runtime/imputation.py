@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from modelyard.errors import DataError, Problem
+from modelyard.kinds.number import SCALED_LIMIT
 from modelyard.runtime._neighbours import Neighbours
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ RIDGE = 1e-3
 """Penalty of the regressions relative to the number of rows: columns that copy each other must not blow up."""
 SETTLED = 1e-3
 """The chain stops when no value moves by more than this share of its column's deviation."""
+
+SQUARABLE = 1e150
+"""Values are cut to ± this where squares of them are added up."""
 
 SINGLE = ("mean", "median", "mode", "constant")
 JOINT = ("knn", "iterative")
@@ -67,12 +71,12 @@ class Nearest:
     @cached_property
     def index(self) -> Neighbours:
         """The rows, ready for looking up."""
-        return Neighbours((self.donors - self.mean) / self.scale)
+        return Neighbours(scaled(self.donors, self.mean, self.scale))
 
     def fill(self, x_BD: np.ndarray) -> np.ndarray:
         """Gaps of the columns that asked for it filled; the column's mean where no training row shares a value with the row."""
         wanted = np.asarray(self.neighbours)
-        z = self.index.means((x_BD - self.mean) / self.scale, wanted)
+        z = self.index.means(scaled(x_BD, self.mean, self.scale), wanted)
         filled = np.where(np.isnan(z), 0.0, z) * self.scale + self.mean
         return np.where(np.isnan(x_BD) & (wanted > 0), filled, x_BD)
 
@@ -99,7 +103,7 @@ class Chain:
     def fit(cls, columns: list[str], filled: list[int], rounds: int, x_ND: np.ndarray) -> Chain:
         """Regressions until the filled training values settle."""
         mean, scale = moments(x_ND)
-        z_ND = (x_ND - mean) / scale
+        z_ND = scaled(x_ND, mean, scale)
         gaps = np.isnan(z_ND)
         bounds = np.nanmin(z_ND, 0), np.nanmax(z_ND, 0)
         now, steps = np.where(gaps, 0.0, z_ND), []
@@ -119,7 +123,7 @@ class Chain:
         """Gaps of the columns that asked for it filled."""
         out = x_BD.copy()
         rows = np.flatnonzero(np.isnan(x_BD[:, self.filled]).any(1))
-        z = (x_BD[rows] - self.mean) / self.scale
+        z = scaled(x_BD[rows], self.mean, self.scale)
         gaps = np.isnan(z)
         z = np.where(gaps, 0.0, z)
         touched = gaps.any(0)
@@ -133,8 +137,14 @@ class Chain:
         return out
 
 
+def scaled(x_BD: np.ndarray, mean_D: np.ndarray, scale_D: np.ndarray) -> np.ndarray:
+    """Values in deviations, cut to ±1e4 of them as the encoding `scaled` cuts: a typing error must not become infinity in float32."""
+    return np.minimum(np.maximum((x_BD - mean_D) / scale_D, -SCALED_LIMIT), SCALED_LIMIT)
+
+
 def moments(x_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(mean, deviation) of each column without its gaps; the deviation of a constant column is 1."""
+    x_ND = np.minimum(np.maximum(x_ND, -SQUARABLE), SQUARABLE)
     count = np.maximum(1, (~np.isnan(x_ND)).sum(0))
     mean = np.nansum(x_ND, 0) / count
     deviation = np.sqrt(np.nansum((x_ND - mean) ** 2, 0) / count)

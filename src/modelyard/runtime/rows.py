@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,10 @@ def to_columns(rows: Any, inputs: Sequence[Column]) -> tuple[pl.DataFrame, list[
     if isinstance(rows, Mapping):
         first = next(iter(rows.values()), None)
         if all(isinstance(v, list | tuple | np.ndarray | pl.Series) for v in rows.values()) and first is not None:
-            return _table({k: _series(k, v) for k, v in rows.items()}, inputs)
+            try:
+                return _table({k: _series(k, v) for k, v in rows.items()}, inputs)
+            except UnicodeEncodeError:
+                return _records([dict(zip(rows, values, strict=False)) for values in zip(*rows.values(), strict=False)], inputs)
         return _records([rows], inputs)
     if isinstance(rows, pl.LazyFrame):
         rows = rows.collect()
@@ -54,6 +58,10 @@ def _series(name: str, values: Any) -> pl.Series:
 def _table(columns: Mapping[str, pl.Series], inputs: Sequence[Column]) -> tuple[pl.DataFrame, list[RowError]]:
     absent = [c.name for c in inputs if c.name not in columns and not may_be_absent(c)]
     if absent:
+        # a CSV file and a workbook give "age", a database or Parquet file of the same table "age ": one column all the same
+        columns = {**columns, **_but_for_blanks(columns, [c.name for c in inputs if c.name not in columns])}
+        absent = [name for name in absent if name not in columns]
+    if absent:
         came = ", ".join(map(str, columns)) or "none"
         problems = [Problem(f"is absent; columns that came: {came}", name) for name in absent]
         raise DataError(f"{len(absent)} input column(s) are absent: {', '.join(absent)}", problems)
@@ -64,6 +72,15 @@ def _table(columns: Mapping[str, pl.Series], inputs: Sequence[Column]) -> tuple[
         c.name: columns[c.name] if c.name in columns else pl.Series(c.name, [None] * height, dtype=pl.Null) for c in inputs
     }
     return pl.DataFrame(picked), []
+
+
+def _but_for_blanks(columns: Mapping[str, pl.Series], absent: Sequence[str]) -> dict[str, pl.Series]:
+    """The columns of `absent` whose names came with other blanks around them, where that is one column only."""
+    near: dict[str, list[str]] = {}
+    for name in columns:
+        near.setdefault(str(name).strip(), []).append(name)
+    found = {name: near.get(name.strip(), []) for name in absent}
+    return {name: columns[came[0]] for name, came in found.items() if len(came) == 1}
 
 
 def _array(rows: np.ndarray, inputs: Sequence[Column]) -> tuple[pl.DataFrame, list[RowError]]:
@@ -86,14 +103,35 @@ def _records(rows: Sequence[Any], inputs: Sequence[Column]) -> tuple[pl.DataFram
             continue
         lacking = [c.name for c in inputs if c.name not in row and not may_be_absent(c)]
         if lacking:
-            came = ", ".join(map(str, row)) or "none"
+            came = ", ".join(str(k).encode("utf-8", "backslashreplace").decode("utf-8") for k in row) or "none"
             reason = f"absent: {', '.join(lacking)}; send null for a missing value (keys that came: {came})"
             errors.append(RowError(i, lacking[0], reason))
     whole = [row if isinstance(row, Mapping) else {} for row in rows]
+    try:
+        return _frame(whole, inputs), errors
+    except UnicodeEncodeError:
+        return _frame([_whole_texts(i, row, inputs, errors) for i, row in enumerate(whole)], inputs), errors
+
+
+def _whole_texts(number: int, row: Mapping[str, Any], inputs: Sequence[Column], errors: list[RowError]) -> dict[str, Any]:
+    """The row without texts that hold half of a character: JSON can write `"\\ud800"`, which no encoding of Unicode can."""
+    found = {}
+    for c in inputs:
+        value = row.get(c.name)
+        try:
+            json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+        except UnicodeEncodeError:
+            errors.append(RowError(number, c.name, "holds half of a character (a lone surrogate); send whole Unicode", ascii(value)[:80]))
+            value = None
+        found[c.name] = value
+    return found
+
+
+def _frame(whole: Sequence[Mapping[str, Any]], inputs: Sequence[Column]) -> pl.DataFrame:
     if len(whole) == 1 and all(type(c.rules).from_json is Kind.from_json and _plain(whole[0].get(c.name)) for c in inputs):
-        return pl.from_dicts([{c.name: whole[0].get(c.name) for c in inputs}]), errors  # 30 µs for 15 columns, not 120 µs
+        return pl.from_dicts([{c.name: whole[0].get(c.name) for c in inputs}])  # 30 µs for 15 columns, not 120 µs
     columns = [c.rules.from_json([row.get(c.name) for row in whole]).alias(c.name) for c in inputs]
-    return pl.DataFrame(columns), errors  # a list: made from a dict it takes 25 µs more
+    return pl.DataFrame(columns)  # a list: made from a dict it takes 25 µs more
 
 
 def _plain(value: Any) -> bool:

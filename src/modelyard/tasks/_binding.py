@@ -6,7 +6,7 @@ the runtime's pipeline, and nothing above.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,7 @@ def bind(
         return _bind_stream(config, task, base, seed, like, tasks or {})
     mistakes = Mistakes()
     source = open_source(config, base, mistakes) if source is None else source
+    config = source.described(config)
     framed: dict[str, tuple[pl.DataFrame, np.ndarray]] = {}
     with mistakes.gathering():
         frame = _frame(config, task, tasks)
@@ -123,7 +124,8 @@ def bind(
     tables: dict[str, pl.DataFrame] = {}
     for name, (examples, origin) in framed.items():
         carried = tuple(c for c in roles if c in examples.columns)
-        checked, _, gone = _check(pipeline, examples, origin, carried, name, config, mistakes.problems)
+        judging = {c.name for c in outputs if not chosen[c.name].supervised}
+        checked, _, gone = _check(pipeline, examples, origin, carried, name, config, mistakes.problems, judging)
         set_aside += gone
         if checked is not None:
             tables[name] = checked
@@ -133,7 +135,8 @@ def bind(
         splits = {"train": tables["train"], "test": tables["train"]}
     elif "train" in tables and tables["train"].height:
         with mistakes.gathering():
-            splits = _split(tables, config, [c.name for c in outputs if chosen[c.name].supervised], seed)
+            given = (*tables, "valid", "test") if source.made is not None and source.made.split else tuple(tables)
+            splits = _split(tables, config, given, [c.name for c in outputs], seed)
     if like is None and splits:
         _trainable(splits, outputs, chosen, mistakes.problems)
     _refuse(mistakes, set_aside)
@@ -341,7 +344,7 @@ def _output(name: str, kind: str, task: Task) -> Column:
     if kind not in task.kinds or rules.target_encoding is None:
         message = f"{name}: the task {task.name} predicts {' or '.join(task.kinds)}, not {kind}"
         raise DataError(message, [Problem(message, name)])
-    column = Column(name, kind, rules.target_encoding)
+    column = Column(name, kind, task.encoding or rules.target_encoding)
     if "target" in column.config.__dataclass_fields__:
         column.config = column.coder.Config(target=True)
     return column
@@ -459,10 +462,12 @@ def _check(
     table: str,
     config: DataConfig,
     problems: list[Problem],
+    judging: Collection[str] = (),
 ) -> tuple[pl.DataFrame | None, np.ndarray, list[SetAside]]:
     """(checked kept examples, their positions, what was set aside). Bad inputs leave; bad targets are problems.
 
-    The examples are None where the table lacks an input column: what it has is checked all the same.
+    The examples are None where the table lacks an input column: what it has is checked all the same. `judging` are outputs whose
+    columns are truths that nothing is learnt from: they may be missing.
     """
     came = ", ".join(examples.columns)
     present = [c for c in pipeline.inputs if c.name in examples.columns]
@@ -479,6 +484,8 @@ def _check(
             problems.append(_row_problem(table, column.name, bad, origin))
         absent = np.flatnonzero(labels[column.name].is_null().to_numpy())
         absent = np.setdiff1d(absent, [e.row for e in bad])
+        if column.name in judging:
+            continue
         if len(absent) and not config.drop_missing_targets and table != "unlabelled":
             missing = [RowError(int(r), column.name, "has no target") for r in absent]
             hint = "Fill them, or set data.drop_missing_targets=true to set those rows aside."
@@ -515,11 +522,11 @@ def _row_problem(table: str, column: str, errors: list[RowError], origin: np.nda
 
 
 def _split(
-    tables: dict[str, pl.DataFrame], config: DataConfig, targets: list[str], seed: int
+    tables: dict[str, pl.DataFrame], config: DataConfig, given: tuple[str, ...], targets: list[str], seed: int
 ) -> dict[str, pl.DataFrame]:
     out = dict(tables)
     whole = out.pop("train")
-    for name, index in split(whole, config.split, targets, given=tuple(tables), seed=seed).items():
+    for name, index in split(whole, config.split, targets, given=given, seed=seed).items():
         out[name] = whole[index]
     return out
 

@@ -46,7 +46,9 @@ class Task:
     toy: Callable[[int, int], Toy]
     """`toy(n, seed)`."""
     supervised: bool = True
-    """False where there is no target column; the output is then called `output`."""
+    """False where nothing is learnt from a target column: the output is called `output`, or as the column of truths that is for judging."""
+    encoding: str | None = None
+    """Encoding of the output; None: that of its kind."""
     output: str = "y"
     frame: str = "rows"
     frame_config: Callable[[Any], Mapping[str, Any]] = lambda data: {}

@@ -19,7 +19,7 @@ from modelyard.runtime.answers import Answers
 from modelyard.runtime.model import Model
 from modelyard.runtime.pipeline import Column, dense
 from modelyard.tasks._binding import Bound
-from modelyard.verbs.evaluate import _costs
+from modelyard.verbs.evaluate import _costs, _odd
 
 WORST = 24
 """Worst rows shown per output (a page of pictures)."""
@@ -138,6 +138,8 @@ def _output(
     is_true = column.rules.evidence(truth[column.name], column.coder, column.state) if supervised else None
     labels = getattr(column.state, "labels", None)
     names = _applicable(wanted or bound.tasks[column.name].metrics, column.kind)
+    if is_true is None and not features_needed(column.kind):
+        names = None  # nothing can be measured; what is odd is shown all the same
     options: dict[str, Any] = {"labels": labels, "seed": seed}
     if positive is not None and labels and positive in labels and len(labels) == 2:
         options["positive"] = labels.index(positive)
@@ -154,6 +156,8 @@ def _output(
     if column.kind not in scoring.DEFAULTS:
         return entry
     entry["pictures"] = picture_data(column.kind, is_true, found, labels=labels, seed=seed)
+    if is_true is None and labels and found.scores is not None:
+        entry["worst"] = _oddest(bound, column, truth, answers, found)
     if is_true is not None:
         past = column.rules.evidence(bound.splits["train"][column.name], column.coder, column.state)
         guess = scoring.baseline(column.kind, past, truth.height, labels=labels)
@@ -212,6 +216,11 @@ def _before(model: Model, rows: pl.DataFrame, truth: pl.DataFrame, outputs: dict
             scores["calibration_error"] |= {"before": before, "note": "; ".join(filter(None, [scores["calibration_error"].get("note"), note]))}
 
 
+def features_needed(kind: str) -> bool:
+    """Whether metrics of this kind measure answers against the inputs, not against truths."""
+    return any(scoring.get(name).needs == "features" for name in scoring.DEFAULTS.get(kind, ()))
+
+
 def _applicable(wanted: Sequence[str] | None, kind: str) -> list[str] | None:
     """Of the metrics asked for, those that apply to this kind; None (the defaults) where none was asked for."""
     if wanted is None:
@@ -249,7 +258,8 @@ def _worst(
     shown = bound.pipeline.inputs[:8]
     rows = []
     drawn = {c.name: truth[c.name].gather(order.astype(np.uint32)).to_list() for c in shown}
-    true, said = (s.gather(order.astype(np.uint32)).to_list() for s in (truth[column.name], answers[column.name]))
+    said = answers[column.name].gather(order.astype(np.uint32)).to_list()
+    true = truth[column.name].gather(order.astype(np.uint32)).to_list() if column.name in truth.columns else ["—"] * len(said)
     for i, row in enumerate(order.tolist()):
         rows.append(
             {
@@ -262,6 +272,18 @@ def _worst(
             }
         )
     return rows
+
+
+def _oddest(bound: Bound, column: Column, frame: pl.DataFrame, answers: pl.DataFrame, found: scoring.Predicted) -> list[dict[str, Any]]:
+    """The rows with the highest score of the last label, and why, where nobody knows the truth."""
+    assert found.scores is not None
+    score_B = found.scores[:, -1]
+    rows = _worst(bound, column, frame, answers, found, score_B)
+    why = _odd.reasons(bound, frame[[row["row"] - 1 for row in rows]])
+    return [
+        {"row": r["row"], "inputs": r["inputs"], "prediction": r["prediction"], "score": r["loss"], "why": text}
+        for r, text in zip(rows, why, strict=True)
+    ]
 
 
 def _text(value: Any) -> str:

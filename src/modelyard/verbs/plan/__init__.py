@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelyard import settings
-from modelyard.tasks._binding import bind
+from modelyard.tasks._binding import Bound, bind
 
 
 @dataclass
@@ -58,11 +58,14 @@ def _flat(tree: Any, path: str = "") -> list[tuple[str, Any]]:
 
 def describe(project: Any) -> Plan:
     """Bind the data and size the model; nothing is fitted but encodings on the training rows."""
-    from modelyard.verbs.train import learner
+    from modelyard.verbs.train import learner, search
 
     config = project.section("train")
     bound = bind(project.data, project.task, project.base, seed=config.seed)
     pipeline = bound.pipeline
+    if search.searches(project.model.value, bound, config.preset):
+        names, facts = search.planned(project.model.value, config)
+        return _plan(project, bound, names, None, facts)
     choice = learner.choose(project.model.value, pipeline, bound.tasks, bound.rows["train"])
     parameters, training = None, {}
     if choice.parts:
@@ -81,12 +84,19 @@ def describe(project: Any) -> Plan:
         training = {k.split(".")[1]: getattr(used, k.split(".")[1]) for k in origins}
     else:
         training = settings.plain(choice.config)
+    return _plan(project, bound, choice.names, parameters, training)
+
+
+def _plan(project: Any, bound: Bound, names: list[str], parameters: int | None, training: dict[str, Any]) -> Plan:
     folder = f"runs/{project.name}-NNNN/"
     files = ["config.yaml", "run.json", "events.jsonl", "metrics.json", "samples/", "plots/", "model/", "report.html"]
+    outputs = {
+        c.name: f"{c.kind}, {len(getattr(c.state, 'labels', []) or [])} classes" if getattr(c.state, "labels", None) else c.kind
+        for c in bound.pipeline.outputs
+    }
     return Plan(
-        project.resolved(), project.origins, bound.rows, len(bound.set_aside), {c.name: c.kind for c in pipeline.inputs},
-        {c.name: f"{c.kind}, {len(getattr(c.state, 'labels', []) or [])} classes" if getattr(c.state, "labels", None) else c.kind for c in pipeline.outputs},
-        choice.names, parameters, training, [folder + f for f in files], bound.notes,
+        project.resolved(), project.origins, bound.rows, len(bound.set_aside), {c.name: c.kind for c in bound.pipeline.inputs}, outputs,
+        names, parameters, training, [folder + f for f in files], bound.notes,
     )  # fmt: skip
 
 

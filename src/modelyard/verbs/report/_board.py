@@ -40,9 +40,8 @@ def board(data: Mapping[str, Any], say: Say) -> str:
         body.append(text(room, y + 4, entry["model"], anchor="end", size=12, room=room))
         body.append(text(440, y + 4, number(entry["value"]), anchor="end", size=12))
     said = "; ".join(f"{e['model']} {number(e['value'])}" for e in entries)
-    note = say("out_of_fold") + ("" if len(data["entries"]) <= SHOWN else "; " + say("most_of", n=SHOWN, of=len(data["entries"])))
-    title = f"{say('leaderboard')}: {say(data['metric'])}"
-    return document(title, said, [*legend_items(legend, 440), *body], 440, bottom + 36, note)
+    note = f"{say(data['metric'])}: {say('out_of_fold')}" + ("" if len(data["entries"]) <= SHOWN else "; " + say("most_of", n=SHOWN, of=len(data["entries"])))
+    return document(say("leaderboard"), said, [*legend_items(legend, 440), *body], 440, bottom + 36, note)
 
 
 def board_data(leaderboard: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -262,13 +262,15 @@ def _worst(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str:
                 left_out += 1
                 continue
             facts.append(f'<dt>{escape(column)}</dt><dd><div class="value">{html}</div></dd>')
-        for key in ("truth", "prediction", "confidence", "loss", "error"):
-            if row.get(key) is not None:
+        for key in ("truth", "prediction", "confidence", "loss", "error", "score", "why"):
+            if row.get(key) not in (None, ""):
                 facts.append(f"<dt>{say(key)}</dt><dd><b>{escape(_show(row[key]))}</b></dd>")
         name = say("row", n=escape(_show(row["row"]))) if row.get("row") is not None else ""
         cards.append(f'<div class="card worst"><div class="soft">{name}</div><dl>{"".join(facts)}</dl></div>')
     note = f'<p class="soft">{say("too_big", n=left_out)}</p>' if left_out else ""
-    title = f'<h3>{say("worst_rows")} <span class="soft">({say("worst_of", n=len(worst))})</span></h3>'
+    odd = "score" in worst[0]  # nobody knows the truth: the rows with the highest scores
+    said, of = ("oddest_rows", "oddest_of") if odd else ("worst_rows", "worst_of")
+    title = f'<h3>{say(said)} <span class="soft">({say(of, n=len(worst))})</span></h3>'
     return f'{title}<div class="cards">{"".join(cards)}</div>{note}'
 
 

@@ -1,4 +1,4 @@
-"""Does everything the project file asks for: train, evaluate, export. What did not change is not done again.
+"""Does everything the project file asks for: train or tune, evaluate, export. What did not change is not done again.
 
 modelyard run
 modelyard run -f examples/churn/modelyard.yaml
@@ -20,7 +20,7 @@ from modelyard.errors import ArtefactError, GateFailed, Problem
 from modelyard.store import folder as store
 from modelyard.store.run import Run, versions
 
-TRAINING = ("version", "name", "task", "seed", "data", "model", "train")
+TRAINING = ("version", "name", "task", "seed", "data", "model", "train", "tune")
 """What decides the trained model."""
 
 
@@ -54,15 +54,16 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Ran:
     key = _key({k: resolved.get(k) for k in TRAINING}, content, versions())
     runs = project.base / "runs"
     stages: dict[str, str] = {}
+    making = "tune" if project.has("tune.search") else "train"
     found = _finished(runs, key)
     verb = lambda name, args: _call(name, project, args, options)  # noqa: E731
     if found is None:
-        trained = verb("train", [])
+        trained = verb(making, [])
         found = Run(Path(trained.run))
         found.update(key=key)
-        stages["train"] = "done"
+        stages[making] = "done"
     else:
-        stages["train"] = "unchanged"
+        stages[making] = "unchanged"
     _evaluate(project, found, resolved, stages, verb)
     if project.has("export"):
         _export(found, resolved, stages, verb)
@@ -106,7 +107,7 @@ def _evaluate(project: Any, run: Run, resolved: dict[str, Any], stages: dict[str
     if facts.get("evaluated") == wanted:
         stages["evaluate"] = "unchanged"
         return
-    if stages["train"] == "unchanged" or project.has("evaluate"):
+    if "unchanged" in stages.values() or project.has("evaluate"):
         verb("evaluate", [str(run.folder)])
     run.update(evaluated=wanted)
     stages["evaluate"] = "done"

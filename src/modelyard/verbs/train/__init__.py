@@ -164,19 +164,20 @@ class _Job:
 def _fit(bound: Bound, model: Any, job: _Job, split: SplitConfig) -> tuple[Path, dict[str, Any], Bound, dict[str, np.ndarray]]:
     """(model folder, facts, the rows as they were learnt from, out-of-fold graph outputs) of one model, of a composite whose parts
     are fitted one after the other, or of what a search among candidates found."""
-    from modelyard.verbs.train import candidates
+    from modelyard.verbs.train import search
 
-    if candidates.searches(model, bound, job.config.preset):
+    if search.searches(model, bound, job.config.preset):
         job.run.update(state="training", model={"model": [f"auto ({job.config.preset})"]}, data=_data(bound))
-        return candidates.search(bound, model, job, split)
+        return search.search(bound, model, job, split)
     if job.config.preset != "quick":
         job.say(f"train.preset {job.config.preset} searches among models for tables with model: auto; here one model is fitted")
     return *_fit_named(bound, model, job), bound, {}
 
 
 def _fit_named(bound: Bound, model: Any, job: _Job) -> tuple[Path, dict[str, Any]]:
-    from modelyard.verbs.train import learner
+    from modelyard.verbs.train import calibrate, learner
 
+    calibrate.require(bound, job.config)
     choice = learner.choose(model, bound.pipeline, bound.tasks, bound.rows["train"])
     job.say(f"training {', '.join(choice.names)} on {bound.rows['train']} examples")
     job.run.update(state="training", model={"model": choice.names}, data=_data(bound))

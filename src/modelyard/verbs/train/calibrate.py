@@ -86,9 +86,7 @@ def promise(
     if not wanted(config):
         return [], {}
     if held is None:
-        if "valid" not in bound.splits or not bound.splits["valid"].height:
-            what = "train.calibration" if config.calibration != "none" else "train.coverage"
-            raise Unsupported(f"{what} is fitted on validation rows, and the data has none; set data.split.valid", "needs")
+        require(bound, config)
         held = gather(model, bound.splits["valid"])
     tests = gather(model, bound.splits["test"]) if "test" in bound.splits and bound.splits["test"].height else {}
     steps: list[dict[str, Any]] = []
@@ -100,6 +98,32 @@ def promise(
     return steps, {"promises": facts}
 
 
+def require(bound: Bound, config: TrainConfig) -> None:
+    """Refuses before anything is trained what could not be fitted afterwards: without validation rows, or for outputs of other kinds."""
+    if not wanted(config):
+        return
+    rows = bound.splits["valid"].height if "valid" in bound.splits else 0
+    if not rows:
+        what = "train.calibration" if config.calibration != "none" else "train.coverage"
+        raise Unsupported(f"{what} is fitted on validation rows, and the data has none; set data.split.valid", "needs")
+    for column in bound.pipeline.outputs:
+        _suits(column, config, rows)
+
+
+def _suits(column: Column, config: TrainConfig, rows: int) -> None:
+    name = column.name
+    if column.kind not in ("category", "label-set", "number") or column.of:
+        raise Unsupported(f"{name}: answers of kind {column.kind} cannot be calibrated", "not yet")
+    if column.kind == "number" and config.coverage is None:
+        reason = f"{name} is a number: it has no scores to calibrate. For intervals that hold the truth set train.coverage"
+        raise Unsupported(reason, "use", [Problem("is a number", "train.calibration")])
+    if column.kind == "label-set" and config.coverage is not None:
+        reason = f"{name}: a label set has no one truth that a conformal set could hold; tune thresholds (evaluate.threshold) instead"
+        raise Unsupported(reason, "not yet")
+    if rows < LEAST:
+        raise Unsupported(f"{name}: {rows} validation rows are too few to calibrate on; at least {LEAST} are needed", "needs")
+
+
 def gather(model: Model, frame: pl.DataFrame) -> dict[str, Evidence]:
     """The model's own outputs on checked examples, by output; rows without a truth are left out."""
     pipeline = model.pipeline
@@ -109,8 +133,8 @@ def gather(model: Model, frame: pl.DataFrame) -> dict[str, Evidence]:
     for column in pipeline.outputs:
         part, _ = column.coder.head(column.state)
         truth = next((np.asarray(v) for k, v in targets.items() if k.startswith(f"{column.name}.") and isinstance(v, np.ndarray)), None)
-        if truth is None or column.kind not in ("category", "label-set", "number") or column.of:
-            raise Unsupported(f"{column.name}: answers of kind {column.kind} cannot be calibrated", "not yet")
+        if truth is None:
+            continue
         known = truth >= 0 if column.kind == "category" else np.isfinite(truth.reshape(len(truth), -1)).all(1)
         found[column.name] = Evidence(column, outputs[f"{column.name}.{part}"][known], truth[known])
     return found
@@ -132,13 +156,8 @@ def out_of_fold(pipeline: Pipeline, frame: pl.DataFrame, outputs: Mapping[str, n
 
 
 def _output(held: Evidence, test: Evidence | None, config: TrainConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    name, kind = held.column.name, held.column.kind
-    calibrated = config.calibration != "none" and kind != "number"
-    if config.calibration != "none" and kind == "number" and config.coverage is None:
-        reason = f"{name} is a number: it has no scores to calibrate. For intervals that hold the truth set train.coverage"
-        raise Unsupported(reason, "use", [Problem("is a number", "train.calibration")])
-    if len(held) < LEAST:
-        raise Unsupported(f"{name}: {len(held)} validation rows are too few to calibrate on; at least {LEAST} are needed", "needs")
+    calibrated = config.calibration != "none" and held.column.kind != "number"
+    _suits(held.column, config, len(held))
     both = calibrated and config.coverage is not None
     order = np.random.Generator(np.random.Philox(key=config.seed)).permutation(len(held))
     first, second = (held.take(np.sort(i)) for i in (order[::2], order[1::2])) if both else (held, held)
@@ -298,9 +317,6 @@ def conform(held: Evidence, config: TrainConfig) -> dict[str, Any]:
     """The step of split conformal prediction: the (n + 1) · coverage-th smallest strangeness of the held rows' truths is the limit."""
     coverage, name = config.coverage, held.column.name
     assert coverage is not None
-    if held.column.kind == "label-set":
-        reason = f"{name}: a label set has no one truth that a conformal set could hold; tune thresholds (evaluate.threshold) instead"
-        raise Unsupported(reason, "not yet")
     tuning, rest = _divided(held, config) if config.sets == "raps" or held.column.kind == "number" else (held, held)
     if held.column.kind == "number":
         step: dict[str, Any] = {"step": "intervals", "output": name, **_spread(tuning, config)}

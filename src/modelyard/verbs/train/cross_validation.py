@@ -33,6 +33,7 @@ def cross_validate(bound: Bound, model: Any, job: _Job, config: SplitConfig, jud
     """
     if bound.stream is not None or bound.environment is not None:
         raise Unsupported("train.folds needs the rows in memory; take out data.stream (or data.env), or take out train.folds", "use")
+    bound.source.refuse_folds("train.folds")
     given = {name for name in ("valid", "test") if name in bound.source.tables}
     whole = pl.concat([bound.splits[s] for s in ("train", "valid", "test") if s in bound.splits and s not in given])
     targets = [c.name for c in bound.pipeline.outputs if bound.tasks[c.name].supervised]

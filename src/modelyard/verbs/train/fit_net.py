@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -45,7 +46,8 @@ def describe(choice: Choice, pipeline: Pipeline, rows: int) -> tuple[dict[str, A
         module = registry.load("nets", entry["name"])
         config, defaults = entry["config"], dict(getattr(module, "TRAIN", {}))
         if hasattr(module, "recipe"):
-            advised, defaults = module.recipe(parts[name], rows)
+            known = {"kinds": [c.kind for c in pipeline.outputs]} if "kinds" in inspect.signature(module.recipe).parameters else {}
+            advised, defaults = module.recipe(parts[name], rows, **known)
             if config == module.Config():
                 config = advised
         nets[name] = {"name": entry["name"], "config": settings.plain(config)}
@@ -129,7 +131,8 @@ def term(pipeline: Pipeline, task: Task, output: str, key: str, config: TrainCon
         options["label_smoothing"] = config.label_smoothing
     weights_K = class_weights(config, column, targets.get(f"{output}.{chosen.target}"))
     weights = None if weights_K is None else torch.tensor(weights_K, dtype=torch.float32)
-    return Term(key, f"{output}.{chosen.target}", registry.load("losses", name).loss, options, (config.output_weights or {}).get(output, 1.0), weights)
+    module, weight = registry.load("losses", name), (config.output_weights or {}).get(output, 1.0)
+    return Term(key, f"{output}.{chosen.target}", module.loss, options, weight, weights, getattr(module, "total", None))
 
 
 def augmentation(config: TrainConfig, pipeline: Pipeline) -> Augment | None:

@@ -57,6 +57,7 @@ def choose(section: Any, pipeline: Pipeline, tasks: dict[str, Task], rows: int) 
     if _is(name, "estimators"):
         module = registry.load("estimators", name)
         _can_predict(name, module, pipeline)
+        _learns(name, module, tasks)
         return Choice(estimator=name, config=_config(module, options, "model"))
     if not _is(name, "nets"):
         known = [*registry.names("estimators"), *registry.names("nets"), *registry.plugins("nets"), *registry.plugins("estimators")]
@@ -179,6 +180,15 @@ def _can_predict(name: str, module: ModuleType, pipeline: Pipeline) -> None:
     if unread:
         message = f"{name} reads {', '.join(module.ACCEPTS)}; use a net for {', '.join(c.name for c in unread)}, or leave them out"
         raise Unsupported(message, "use", [Problem(f"is of kind {c.kind}", c.name) for c in unread])
+
+
+def _learns(name: str, module: ModuleType, tasks: Mapping[str, Task]) -> None:
+    """A model that learns from labels needs a task with labels, and one that does not look at any a task without."""
+    looks = getattr(module, "SUPERVISED", "cluster" not in getattr(module, "KINDS", ()))
+    wrong = [f"{task.name} ({output})" for output, task in tasks.items() if task.supervised != looks]
+    if wrong and "/" not in name:
+        reason = "learns from labels, which this task has not" if looks else "looks at no labels, and this task is learnt from them"
+        raise Unsupported(f"{name} {reason}: {', '.join(wrong)}", "use", [Problem(reason, "model")])
 
 
 def set_encodings(choice: Choice, pipeline: Pipeline) -> None:

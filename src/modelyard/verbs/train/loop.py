@@ -52,6 +52,8 @@ class Term:
     options: Mapping[str, Any] = field(default_factory=dict)
     weight: float = 1.0
     class_weights_K: torch.Tensor | None = None
+    total: Callable[..., torch.Tensor] | None = None
+    """The same loss summed over the batch by one kernel, for outputs (B, K), targets (B,) and no weights."""
 
 
 @dataclass
@@ -78,30 +80,45 @@ class Result:
 def objective(terms: Sequence[Term], outputs: Mapping[str, torch.Tensor], batch: Batch, mix: Any = None) -> Sums:
     """Weighted sums over the batch. Positions beyond `<output>.length` of an aligned target do not count."""
     values, units = [], []
-    for value_B, weight_B in each(terms, outputs, batch, mix):
+    for term in terms:
+        if term.total is not None and mix is None and _plain(term, outputs, batch):
+            values.append(term.total(outputs[term.head].float(), batch.targets[term.target], **term.options))
+            units.append(torch.tensor(float(len(batch)), device=values[-1].device))
+            continue
+        value_B, weight_B = _weighted(term, outputs, batch, mix)
         values.append(value_B.sum())
         units.append(weight_B.sum())
     return Sums(values, units)
 
 
+def _plain(term: Term, outputs: Mapping[str, torch.Tensor], batch: Batch) -> bool:
+    """Whether every example counts once: then one fused kernel gives the sum (40 µs of 0.9 ms a step of a small net)."""
+    unweighted = batch.weights_B is None and term.class_weights_K is None and f"{term.head}{MEMBERS}" not in outputs
+    return unweighted and batch.targets[term.target].dim() == 1 and outputs[term.head].dim() == 2
+
+
 def each(
     terms: Sequence[Term], outputs: Mapping[str, torch.Tensor], batch: Batch, mix: Any = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(w·value_B, w·units_B) of each term: w is the example's weight times that of its class."""
-    for term in terms:
-        target = batch.targets[term.target]
-        mask = _mask(batch.targets, term.target)
-        value_B, weight_B = _loss(term, outputs, target, mask)
-        if mix is not None:
-            other_B, _ = _loss(term, outputs, target[mix.partner_B], mask)
-            value_B = mix.weight_B * value_B + (1 - mix.weight_B) * other_B
-        importance_B = batch.weights_B
-        if term.class_weights_K is not None:
-            own_B = term.class_weights_K.to(target.device)[target.long().clamp_min(0)]
-            importance_B = own_B if importance_B is None else importance_B * own_B
-        if importance_B is not None:
-            value_B, weight_B = value_B * importance_B, weight_B * importance_B
-        yield value_B, weight_B
+    """(w·value_B, w·units_B) of each term."""
+    return (_weighted(term, outputs, batch, mix) for term in terms)
+
+
+def _weighted(term: Term, outputs: Mapping[str, torch.Tensor], batch: Batch, mix: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(w·value_B, w·units_B) of one term: w is the example's weight times that of its class."""
+    target = batch.targets[term.target]
+    mask = _mask(batch.targets, term.target)
+    value_B, weight_B = _loss(term, outputs, target, mask)
+    if mix is not None:
+        other_B, _ = _loss(term, outputs, target[mix.partner_B], mask)
+        value_B = mix.weight_B * value_B + (1 - mix.weight_B) * other_B
+    importance_B = batch.weights_B
+    if term.class_weights_K is not None:
+        own_B = term.class_weights_K.to(target.device)[target.long().clamp_min(0)]
+        importance_B = own_B if importance_B is None else importance_B * own_B
+    if importance_B is not None:
+        value_B, weight_B = value_B * importance_B, weight_B * importance_B
+    return value_B, weight_B
 
 
 def _loss(

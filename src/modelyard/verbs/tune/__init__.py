@@ -30,7 +30,7 @@ class Config:
     trials: Annotated[int, Between(1, 100_000)] | None = None
     """Trials in all; without it 50, or with method grid all of the grid."""
     method: str = "tpe"
-    """tpe, random, grid, halving or hyperband (the last two end poor trials early)."""
+    """tpe, random, grid, or one of halving, hyperband and bohb, which end poor trials early."""
     metric: str | None = None
     """Metric (or output.metric) on the validation rows; without it the first of evaluate.metrics, else that of the output's kind."""
     budget: Duration | None = None
@@ -42,9 +42,9 @@ class Config:
     engine: Literal["local", "ray"] = "local"
     """local: this machine's processes; ray: the same trials as Ray tasks."""
     eta: Annotated[int, Between(2, 10)] = 3
-    """halving and hyperband: one in eta goes on from each rung."""
+    """halving, hyperband, bohb: one in eta goes on from each rung."""
     rungs: Annotated[int, Between(2, 10)] = 3
-    """halving and hyperband: judgements of a trial; with eta 3 and 3 rungs after 1/9, 1/3 and all of its epochs or rounds."""
+    """halving, hyperband, bohb: judgements of a trial; with eta 3 and 3 rungs after 1/9, 1/3 and all of its epochs or rounds."""
     points: Annotated[int, Between(2, 1000)] = 5
     """grid: values that are tried of a range without a step."""
 

@@ -87,7 +87,7 @@ class Suggestions:
     def _study(self, found: Mapping[int, Mapping[str, Any]], sampler: Any) -> Any:
         """A study in memory with what is known; failed trials tell nothing.
 
-        With pruning these are the scores at one rung, the highest that enough trials came to (BOHB, Falkner et al. 2018).
+        With pruning these are the scores at one rung, the highest that enough trials came to (see `bohb`).
         """
         kit = optuna()
         study = kit.create_study(study_name="tune", direction=self.direction, sampler=sampler)

@@ -1,4 +1,4 @@
-"""Successive halving (Jamieson & Talwalkar 2016) as ASHA makes it (Li et al. 2020), over TPE: all begin short, the best third goes on.
+"""Successive halving (Jamieson & Talwalkar 2016) as ASHA makes it (Li et al. 2020): the trials of random search begin short, the best third goes on.
 
 Trials are scored at `tune.rungs` rungs (with eta 3 and 3 rungs: after 1/9, 1/3 and all of their epochs or rounds) by the saved model on the
 validation rows, and wait there. One that is among the best 1/eta of those that came to its rung goes on, a net from its checkpoint; what
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from modelyard.verbs.tune.tpe import sampler
+from modelyard.verbs.tune.random import sampler
 
 __all__ = ["PRUNES", "first_rung", "promoted", "sampler"]
 

@@ -1,4 +1,4 @@
-"""Hyperband (Li et al. 2018) over TPE: successive halving in brackets, of which each begins to cut one rung later.
+"""Hyperband (Li et al. 2018): successive halving in brackets, of which each begins to cut one rung later.
 
 Some trials are cut early and others late or never, which guards against settings that start slowly and end well. Bracket s of S gets
 ceil(S · eta^(S-1-s) / (S-s)) of every round of trials (algorithm 1 of the paper), and trials compete within their bracket.
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from modelyard.verbs.tune import halving
-from modelyard.verbs.tune.tpe import sampler
+from modelyard.verbs.tune.random import sampler
 
 __all__ = ["PRUNES", "first_rung", "promoted", "sampler"]
 
