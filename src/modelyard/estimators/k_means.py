@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from modelyard.estimators._features import Layout, layout_of, linear, onnx_linear, onnx_model, sparse
+from modelyard.estimators._groups import MOST, SAMPLE, suggestion
 from modelyard.kinds._contract import Array, Head, Part
 from modelyard.settings import Between
 
@@ -21,9 +22,6 @@ ACCEPTS = ("table", "bag")
 NUMBERS = "scaled"
 KINDS = ("cluster",)
 
-MOST = 10
-SAMPLE = 2000
-"""Rows for a silhouette, which compares every row with every other."""
 TRIED = 20_000
 """Rows on which numbers of groups are tried; ninety runs on all of 100,000 rows would take minutes."""
 
@@ -48,6 +46,7 @@ class State:
     key: str = ""
     silhouettes: dict[str, float] = field(default_factory=dict)
     """Mean silhouette of every number of groups that was tried: why this number."""
+    suggestion: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.layout, dict):
@@ -86,7 +85,9 @@ def fit(
     model = run(min(groups, distinct), slice(None))
     sizes = np.bincount(model.labels_, minlength=len(model.cluster_centers_))
     centres = np.asarray(model.cluster_centers_, np.float32)[np.argsort(-sizes, kind="stable")]
-    return State(layout, centres, heads[0].key, silhouettes)
+    by = "silhouette" if config.groups == "auto" else "asked"
+    why = suggestion(by, len(centres), silhouettes, min(TRIED, x.shape[0]) if silhouettes else x.shape[0], x.shape[0])
+    return State(layout, centres, heads[0].key, silhouettes, why)
 
 
 def _silhouette(x: Any, labels: np.ndarray, seed: int) -> float:

@@ -26,6 +26,8 @@ class ClusterState:
     """The number of groups, known after the model was fitted."""
 
     groups: int = 0
+    noise: bool = False
+    """Whether a row may belong to none."""
 
 
 class ClusterIndex(Encoding):
@@ -45,7 +47,7 @@ class ClusterIndex(Encoding):
 
     def merge(self, a: ClusterState, b: ClusterState) -> ClusterState:
         """The larger number."""
-        return ClusterState(max(a.groups, b.groups))
+        return ClusterState(max(a.groups, b.groups), a.noise or b.noise)
 
     def parts(self, state: ClusterState) -> dict[str, Part]:
         """`index`."""
@@ -60,15 +62,22 @@ class ClusterIndex(Encoding):
         return "distances", state.groups
 
     def learned(self, state: ClusterState, outputs: Mapping[str, np.ndarray]) -> ClusterState:
-        """The number of groups is the number of distances."""
-        return ClusterState(outputs["distances"].shape[1])
+        """The number of groups is the number of distances; a model that gives `noise` knows rows of no group."""
+        return ClusterState(outputs["distances"].shape[1], "noise" in outputs)
 
     def decode(self, arrays: Mapping[str, np.ndarray], state: ClusterState, context: Context) -> dict[str, pl.Series]:
-        """The nearest group of `distances` (B, K), with a softmax of the negative distances as scores."""
+        """The nearest group of `distances` (B, K), with a softmax of the negative distances as scores.
+
+        `noise` (B, 1), where a model gives it, is the distance from which a row belongs to no group: -1, with a score of its own.
+        """
         distances = arrays["distances"]
         names = [str(k) for k in range(distances.shape[1])]
-        nearest = pl.Series(distances.argmin(axis=1).astype(np.int64))
-        return {"": nearest, "scores": scores_struct(softmax(-distances), names)}
+        if "noise" in arrays:
+            distances, names = np.concatenate([distances, arrays["noise"]], axis=1), [*names, str(NOISE)]
+        nearest = distances.argmin(axis=1).astype(np.int64)
+        if "noise" in arrays:
+            nearest[nearest == len(names) - 1] = NOISE
+        return {"": pl.Series(nearest), "scores": scores_struct(softmax(-distances), names)}
 
 
 class Cluster(Kind):

@@ -101,17 +101,28 @@ class Evaluated:
     child: str | None = None
     costs: dict[str, Any] = field(default_factory=dict)
     """`{split: {output: {before, after}}}`: mean cost of a row under this model and under its child."""
+    segments: dict[str, Any] = field(default_factory=dict)
+    """`{output: {why, profiles}}` of groups of rows: why there are as many, and what sets each apart (`text` in words)."""
 
     def to_json(self) -> dict[str, Any]:
         """`metrics` and what is around them."""
         return dict(vars(self))
 
     def __str__(self) -> str:
-        lines = [table(self.metrics, self.baselines)]
+        lines = [table(self.metrics, self.baselines), *told(self.segments)]
         lines += [f"gate {g['metric']} {g['limit']}: {'passed' if g['passed'] else 'MISSED'} ({g['value']:.4g})" for g in self.gate]
         for split, outputs in self.costs.items():
             lines += [f"{split} · {name}: {c['before']:.4g} a row, {c['after']:.4g} as decided by the child" for name, c in outputs.items()]
         return "\n".join(lines + ([f"{'least cost' if self.costs else 'thresholds tuned'}: {self.child}"] if self.child else []))
+
+
+def told(segments: Mapping[str, Any]) -> list[str]:
+    """Lines for a terminal: why there are as many groups, and each in a sentence."""
+    lines = []
+    for found in segments.values():
+        lines += [found["why"]["text"]] if found["why"] else []
+        lines += [f"  {s['text']}" for s in found["profiles"]]
+    return lines
 
 
 def _costs_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,6 +184,7 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
         results,
         child,
         costs,
+        evaluation.segments(),
     )
     missed = [g for g in results if not g["passed"]]
     if missed:

@@ -13,6 +13,7 @@ import polars as pl
 from modelyard import metrics as scoring
 from modelyard.kinds._contract import RowError
 from modelyard.metrics._pictures import picture_data
+from modelyard.metrics._segments import profiles
 from modelyard.runtime import post
 from modelyard.runtime.answers import Answers
 from modelyard.runtime.model import Model
@@ -22,6 +23,9 @@ from modelyard.verbs.evaluate import _costs, _odd
 
 WORST = 24
 """Worst rows shown per output (a page of pictures)."""
+
+PROFILED = 20_000
+"""Rows of which groups are profiled, drawn from all splits."""
 
 SLICES = 12
 """Slices shown; a slice has at least `SLICE_ROWS` rows."""
@@ -40,6 +44,11 @@ class Evaluation:
         """`{split: {metric: {value, low, high, …}}}`; with several outputs `{split: {output: {metric: …}}}`."""
         found = {s: {o: e["metrics"] for o, e in outputs.items()} for s, outputs in self.splits.items()}
         return {s: next(iter(o.values())) if len(o) == 1 else o for s, o in found.items()}
+
+    def segments(self) -> dict[str, Any]:
+        """`{output: {why, profiles}}` of outputs that put rows into groups; the same for every split."""
+        first: dict[str, dict[str, Any]] = next(iter(self.splits.values()), {})
+        return {o: {"why": e.get("groups"), "profiles": e["segments"]} for o, e in first.items() if "segments" in e}
 
     def baselines(self) -> dict[str, Any]:
         """The same of the trivial baseline."""
@@ -78,6 +87,7 @@ def judge(
         }
         if known is None or split not in known:
             _before(model, rows if whole else rows[good], truth, out[split])
+    _segments(model, bound, out, seed)
     return Evaluation(out, failed, kept)
 
 
@@ -161,6 +171,31 @@ def _output(
         entry["worst"] = _worst(bound, column, truth, answers, found, errors_B)
         entry["slices"] = _slices(bound, column, truth, found, is_true, entry["headline"], options)
     return entry
+
+
+def _segments(model: Model, bound: Bound, outputs: dict[str, dict[str, dict[str, Any]]], seed: int) -> None:
+    """Puts profiles of the groups, made of the rows of all splits (up to `PROFILED`), and the reason for their number beside the metrics."""
+    from modelyard.verbs.report.segments import in_words, why
+
+    columns = [c for c in model.pipeline.outputs if c.kind == "cluster"]
+    if not columns:
+        return
+    names = [c.name for c in bound.pipeline.inputs]
+    frames = {id(f): f.select(names) for f in bound.splits.values() if f.height}
+    rows = pl.concat(list(frames.values()))
+    if rows.height > PROFILED:
+        rows = rows[np.sort(np.random.default_rng(seed).permutation(rows.height)[:PROFILED])]
+    answers = model.predict_examples(rows)
+    bad = {e.row for e in answers.errors}
+    good = np.array([i for i in range(answers.rows) if i not in bad], np.int64)
+    rows, found = (rows, answers.columns) if not bad else (rows[good], answers.columns[good])
+    state = model.manifest["model"].get("state") or {}
+    for column in columns:
+        told = profiles(rows, {c.name: c.kind for c in bound.pipeline.inputs}, found[column.name].to_numpy())
+        for entry in (split[column.name] for split in outputs.values()):
+            entry["segments"] = in_words(told)
+            if state.get("suggestion"):
+                entry["groups"] = {**state["suggestion"], "text": why(state["suggestion"])}
 
 
 def _before(model: Model, rows: pl.DataFrame, truth: pl.DataFrame, outputs: dict[str, dict[str, Any]]) -> None:

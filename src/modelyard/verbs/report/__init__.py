@@ -13,6 +13,8 @@ The evaluation object, which `train` and `evaluate` produce and `samples/evaluat
         "pictures": {name: data},                                from modelyard.metrics.picture_data; see pictures.py
         "worst":    [{row, inputs: {column: html}, truth, prediction, confidence?, loss?}],   html from Kind.draw
         "slices":   [{slice, rows, metric, value, low, high, better, note?}],
+        "segments": [{segment, rows, share, name, text, differences: [{column, kind, effect, here, everybody, …}]}],   of groups of rows
+        "groups":   {by, groups, tried, rows, of, text, …},      why there are as many groups
     }}}
 """
 

@@ -17,6 +17,7 @@ from modelyard.verbs.report._search import section as search
 from modelyard.verbs.report._style import STYLE
 from modelyard.verbs.report._svg import number
 from modelyard.verbs.report._words import Say, words
+from modelyard.verbs.report.segments import section as segments
 from modelyard.verbs.report.pictures import PICTURES, draw, learning_data
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -197,7 +198,7 @@ def _details(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str
             budget["pictures"] -= len(figure)
             drawn += [figure] if budget["pictures"] > 0 else []
     html = f'<div class="pictures" style="margin-top:12px">{"".join(drawn)}</div>' if drawn else ""
-    return html + _slices(output, say) + _worst(output, say, budget)
+    return segments(output, say) + html + _slices(output, say) + _worst(output, say, budget)
 
 
 def metric_bars_data(output: Mapping[str, Any]) -> dict[str, Any] | None:

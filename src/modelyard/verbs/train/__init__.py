@@ -48,17 +48,19 @@ class Trained:
     notes: list[str] = field(default_factory=list)
     gate: list[dict[str, Any]] = field(default_factory=list)
     interrupted: bool = False
+    segments: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """`run`, `model`, `metrics` as the command prints them."""
-        return {"run": str(self.run), "model": str(self.model), "metrics": self.metrics, "notes": self.notes}
+        """`run`, `model`, `metrics`, and `segments` where there are groups of rows, as the command prints them."""
+        found = {"run": str(self.run), "model": str(self.model), "metrics": self.metrics, "notes": self.notes}
+        return {**found, "segments": self.segments} if self.segments else found
 
     def __str__(self) -> str:
-        from modelyard.verbs.evaluate import table
+        from modelyard.verbs.evaluate import table, told
 
         follow = [f"modelyard predict {self.run} data=new.csv", f"modelyard export {self.run}", f"modelyard serve {self.run}"]
         report = self.run / "report.html"
-        return "\n".join([table(self.metrics), "", f"model   {self.model}", f"report  {report}", "", "next:", *(f"  {f}" for f in follow)])
+        return "\n".join([table(self.metrics), *told(self.segments), "", f"model   {self.model}", f"report  {report}", "", "next:", *(f"  {f}" for f in follow)])
 
 
 def train(
@@ -310,7 +312,7 @@ def _judge(
         **{k: facts[k] for k in ("leaderboard", "promises") if k in facts},
     )  # fmt: skip
     write_report(run.folder, evaluation.splits, lang=lang)
-    return Trained(run.folder, folder, metrics, bound.notes, gate, job.stop.is_set())
+    return Trained(run.folder, folder, metrics, bound.notes, gate, job.stop.is_set(), evaluation.segments())
 
 
 def _out_of_fold(bound: Bound, known: dict[str, np.ndarray], model: Model) -> tuple[Bound, pl.DataFrame]:
