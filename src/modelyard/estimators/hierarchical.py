@@ -14,7 +14,18 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from modelyard.estimators._groups import MOST, Members, apply_members, by_size, members_graph, points, sampled, silhouette, space_of, suggestion
+from modelyard.estimators._groups import (
+    MOST,
+    Members,
+    apply_members,
+    by_size,
+    members_graph,
+    points,
+    sampled,
+    silhouette,
+    space_of,
+    suggestion,
+)
 from modelyard.kinds._contract import Array, Head
 from modelyard.settings import Between
 

@@ -17,8 +17,8 @@ from modelyard.verbs.report._search import section as search
 from modelyard.verbs.report._style import STYLE
 from modelyard.verbs.report._svg import number
 from modelyard.verbs.report._words import Say, words
-from modelyard.verbs.report.segments import section as segments
 from modelyard.verbs.report.pictures import PICTURES, draw, learning_data
+from modelyard.verbs.report.segments import section as segments
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 FRAGMENTS = 3_000_000

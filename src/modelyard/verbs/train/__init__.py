@@ -60,7 +60,8 @@ class Trained:
 
         follow = [f"modelyard predict {self.run} data=new.csv", f"modelyard export {self.run}", f"modelyard serve {self.run}"]
         report = self.run / "report.html"
-        return "\n".join([table(self.metrics), *told(self.segments), "", f"model   {self.model}", f"report  {report}", "", "next:", *(f"  {f}" for f in follow)])
+        shown = [table(self.metrics), *told(self.segments)]
+        return "\n".join([*shown, "", f"model   {self.model}", f"report  {report}", "", "next:", *(f"  {f}" for f in follow)])
 
 
 def train(
