@@ -22,7 +22,6 @@ from modelyard.kinds._contract import Head
 from modelyard.kinds.cluster import ClusterIndex, ClusterState
 from modelyard.metrics._segments import profiles
 from modelyard.runtime.model import Model
-from modelyard.testing import check_estimator
 from modelyard.verbs.report._report import Report
 from modelyard.verbs.report._words import words
 from modelyard.verbs.report.page import render
@@ -61,12 +60,6 @@ def agreement(a: np.ndarray, b: np.ndarray) -> float:
     from sklearn.metrics import adjusted_rand_score
 
     return float(adjusted_rand_score(a, b))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_kit(name: str) -> None:
-    """Alone as in a batch, through storage, and as an ONNX graph."""
-    check_estimator(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
