@@ -26,9 +26,11 @@ check: setup
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# slower proofs: hundreds of kills, whole test sets, the core-only environment
+# slower proofs: hundreds of kills, thousands of dirty tables, whole test sets, the core-only environment
 prove: setup
 	$(BIN)/python tests/crash/prove_resume.py
+	$(BIN)/python tests/crash/prove_tune.py
+	$(BIN)/python tests/crash/prove_dirty.py
 	$(BIN)/python benchmarks/core.py
 	$(BIN)/python benchmarks/parity.py
 

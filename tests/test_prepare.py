@@ -296,4 +296,5 @@ def test_mistakes_are_named_together_and_before_anything_is_read(tmp_path: Path)
     with pytest.raises(Unsupported, match=r"one target of labels; the targets are: a \(number\)"):
         prepare(config(path="t.csv", target="a", ignore=["y"]), "resample", base=tmp_path)
     shutil.rmtree(tmp_path / "prepared", ignore_errors=True)
-    assert modelyard.prepare(data=str(tmp_path / "t.csv"), target="y", steps="deduplicate", dry_run=True).rows == {}
+    planned = modelyard.prepare(data=str(tmp_path / "t.csv"), target="y", steps="deduplicate", dry_run=True)
+    assert "would do: deduplicate" in str(planned) and not (tmp_path / "prepared").exists()

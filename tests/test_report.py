@@ -224,3 +224,13 @@ def test_both_languages_have_every_word_with_the_same_blanks():
 def test_plain_makes_json_of_numpy_and_of_what_json_cannot_say():
     found = plain({1: np.float32(0.5), "a": [np.nan, float("inf"), np.arange(2)], "b": (True, None, np.int64(3))})
     assert json.dumps(found, allow_nan=False) == '{"1": 0.5, "a": [null, null, [0, 1]], "b": [true, null, 3]}'
+
+
+def test_pictures_of_long_and_of_like_names_have_files_of_their_own() -> None:
+    """A file name holds 255 bytes, and what no file name may hold becomes a dash."""
+    from modelyard.verbs.report import _stem
+
+    assert _stem("valid.price.residuals") == "valid.price.residuals"
+    names = {_stem(f"valid.{'价' * n}.residuals") for n in range(80, 90)}
+    assert len(names) == 10 and all(len(n.encode("utf-8")) < 160 and n.endswith(".residuals") for n in names)
+    assert _stem("valid.a/b.roc") == _stem("valid.a-b.roc") != _stem("valid.a-b.roc", always=True) != _stem("valid.a/b.roc", always=True)

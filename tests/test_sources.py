@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -69,6 +70,18 @@ def test_a_bomb_is_stopped_before_it_fills_the_memory(tmp_path: Path) -> None:
         rows("big.csv.gz", tmp_path)
     unit = 2**10 if sys.platform != "darwin" else 2**20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * unit
+
+
+def test_a_parquet_bomb_is_known_by_its_footer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pl.DataFrame({"a": pl.repeat(1, 500_000, eager=True)}).write_parquet(tmp_path / "t.parquet")
+    assert rows("t.parquet", tmp_path).height == 500_000
+    with pytest.raises(DataError, match=r"about 4000000 bytes from .*data\.max_bytes"):
+        rows("t.parquet", tmp_path, max_bytes=1_000_000)
+    monkeypatch.setattr(packed, "SIZE_LIMIT", 2**20)
+    with pytest.raises(DataError, match="if it is no bomb"):
+        rows("t.parquet", tmp_path)
+    pl.DataFrame({"a": np.random.default_rng(0).random(200_000)}).write_parquet(tmp_path / "real.parquet")
+    assert rows("real.parquet", tmp_path).height == 200_000, "large, but as large as its file"
 
 
 def zipped(path: Path, files: dict[str, bytes], link: str = "") -> str:

@@ -73,6 +73,7 @@ def _file(path: Path, reading: Reading, name: str) -> Table:
     kind = _suffix(path)
     if kind in ("parquet", "pq"):
         try:
+            _parquet_fits(path, reading.max_bytes)
             return Table(name, pl.read_parquet(path))
         except (pl.exceptions.PolarsError, OSError) as error:
             raise DataError(f"{path} is no readable Parquet file: {str(error)[:200]}") from None
@@ -88,6 +89,16 @@ def _file(path: Path, reading: Reading, name: str) -> Table:
         known = ".csv, .tsv, .jsonl, .json (.gz, .bz2, .xz, .zip too), .parquet or .xlsx"
         raise DataError(f"{path} is of no known type; tables are {known}, and sqlite:///FILE")
     return of_bytes(bytes_of(path, reading.max_bytes), kind, path, name, reading)
+
+
+def _parquet_fits(path: Path, max_bytes: int | None) -> None:
+    """Refuses a file whose footer speaks of far more than it can hold: a constant column of 10 billion rows takes a few kilobytes."""
+    rows = pl.scan_parquet(path)
+    size = 8 * int(rows.select(pl.len()).collect().item()) * len(rows.collect_schema())
+    packed_ = path.stat().st_size
+    if size > (max_bytes or packed.SIZE_LIMIT) and (max_bytes is not None or size > packed.RATIO * packed_):
+        said = f"{path} unpacks to about {size} bytes from {packed_} and was refused"
+        raise DataError(f"{said}; if it is no bomb, set data.max_bytes")
 
 
 def of_bytes(raw: bytes, kind: str, path: Path, name: str, reading: Reading) -> Table:

@@ -37,7 +37,7 @@ class Run:
     @classmethod
     def create(cls, runs: Path, name: str) -> Run:
         """A new folder `<name>-0001`, the next free number; safe against two processes starting together."""
-        slug = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+        slug = re.sub(r"[^\w.-]+", "-", name).strip("-.").encode("utf-8")[:120].decode("utf-8", "ignore") or "run"  # file names end at 255
         runs.mkdir(parents=True, exist_ok=True)
         taken = [int(m[1]) for p in runs.iterdir() if (m := re.fullmatch(rf"{re.escape(slug)}-(\d+)", p.name))]
         number = max(taken, default=0) + 1

@@ -64,14 +64,23 @@ class Prepared:
     def __str__(self) -> str:
         if self.unchanged:
             return f"nothing changed: {self.data} is there already"
+        if not self.data:
+            steps = "; ".join(f"{s['step']} ({', '.join(f'{k} {v}' for k, v in s['settings'].items())})" for s in self.steps)
+            return f"would do: {steps or 'nothing'}; nothing is written"
         lines = [f"{self.rows_in} rows came, {self.set_aside_count} set aside"]
         for step in self.steps:
-            counts = ", ".join(f"{k} {v}" for k, v in step.items() if k not in ("step", "settings"))
+            counts = ", ".join(f"{k} {_said(v)}" for k, v in step.items() if k not in ("step", "settings") and v not in ({}, []))
             lines.append(f"{step['step']:<16} {counts}")
         lines += [f"set aside: {s['file']}:{s['line']} {s['column'] or ''} {s['reason']}" for s in self.set_aside[:5]]
         lines += [f"note: {n}" for n in self.notes]
         written = ", ".join(f"{n} {t}" for t, n in self.rows.items())
         return "\n".join([*lines, f"data    {self.data} ({written})", f"next    modelyard train data={self.data}"])
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"({', '.join(f'{k} {v}' for k, v in value.items())})"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def parsed(steps: Any, problems: list[Problem]) -> list[tuple[str, Any, Any]]:
@@ -219,7 +228,7 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Prepared:
     if options.dry_run:
         problems: list[Problem] = []
         steps = [{"step": name, "settings": settings.plain(c)} for name, _, c in parsed(config.steps, problems)]
-        return Prepared("nothing is written", {}, 0, steps, [], 0)
+        return Prepared("", {}, 0, steps, [], 0)
     return prepare(
         project.data, config.steps, project.task, project.model.value, train, name=project.name, base=project.base, out=config.out,
         seed=config.seed, say=options.notice,

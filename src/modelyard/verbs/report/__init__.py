@@ -105,8 +105,6 @@ def _write(folder: Path, evaluation: Mapping[str, Any] | None, config: Config) -
 
 def _plots(folder: Path, report: Report, say: Any) -> list[str]:
     """`plots/<split>.<output>.<picture>.svg` and `.json` of every picture; learning curves without split and output."""
-    import re
-
     from modelyard.verbs.report._board import board_data
     from modelyard.verbs.report.pictures import PICTURES, draw, learning_data, standalone
 
@@ -121,13 +119,28 @@ def _plots(folder: Path, report: Report, say: Any) -> list[str]:
             for name, data in (found.get("pictures") or {}).items():
                 if name in PICTURES:
                     every[".".join(filter(None, [split, output, name]))] = data
-    written = []
+    written: list[str] = []
     for key, data in every.items():
-        stem = re.sub(r"[^\w.-]+", "-", key)
+        stem = _stem(key)
+        if f"plots/{stem}.svg" in written:  # a/b and a-b are two outputs
+            stem = _stem(key, always=True)
         _save(folder / "plots" / f"{stem}.json", json.dumps(plain(data), ensure_ascii=False, allow_nan=False))
         _save(folder / "plots" / f"{stem}.svg", standalone(draw(key.split(".")[-1], data, say)))
         written.append(f"plots/{stem}.svg")
     return written
+
+
+def _stem(key: str, always: bool = False) -> str:
+    """A file name for a picture; a name too long for a file system (255 bytes) is cut, and its hash tells it apart."""
+    import hashlib
+    import re
+
+    stem = re.sub(r"[^\w.-]+", "-", key)
+    if len(stem.encode("utf-8")) <= 150 and not always:
+        return stem
+    rest, _, picture = stem.rpartition(".")
+    short = rest.encode("utf-8")[:120].decode("utf-8", "ignore")
+    return f"{short}-{hashlib.sha256(key.encode('utf-8')).hexdigest()[:8]}.{picture}"
 
 
 def _save(path: Path, content: str) -> None:

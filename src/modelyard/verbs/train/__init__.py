@@ -60,8 +60,8 @@ class Trained:
 
         follow = [f"modelyard predict {self.run} data=new.csv", f"modelyard export {self.run}", f"modelyard serve {self.run}"]
         report = self.run / "report.html"
-        shown = [table(self.metrics), *told(self.segments)]
-        return "\n".join([*shown, "", f"model   {self.model}", f"report  {report}", "", "next:", *(f"  {f}" for f in follow)])
+        lines = [table(self.metrics), *told(self.segments), "", f"model   {self.model}", f"report  {report}", "", "next:"]
+        return "\n".join([*lines, *(f"  {f}" for f in follow)])
 
 
 def train(
