@@ -86,6 +86,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "anomaly detection · table · detectors": {"task": "anomaly-detection"},
     "anomaly detection · table · local outlier": {"task": "anomaly-detection", "model": "local-outlier"},
     "clustering · table · k-means": {"task": "clustering"},
+    "clustering · table · hierarchical": {"task": "clustering", "model": "hierarchical"},
+    "clustering · table · dbscan": {"task": "clustering", "model": "dbscan"},
+    "clustering · table · hdbscan": {"task": "clustering", "model": "hdbscan"},
+    "clustering · table · grid": {"task": "clustering", "model": "grid"},
+    "clustering · table · gaussian-mixture": {"task": "clustering", "model": "gaussian-mixture"},
     "two outputs · text and table · nets": {
         "data": mixed, "data.inputs": {"text": "text", "size": "number"}, "data.outputs": {"topic": "category", "price": "number"}, "train.epochs": 2,
     },
@@ -113,6 +118,11 @@ SEARCHED: dict[str | None, dict[str, Any]] = {
     "forest": {"model": [{"name": "forest", "trees": 20}, {"name": "forest", "trees": 40}]},
     "neighbours": {"model": [{"name": "neighbours", "k": 3}, {"name": "neighbours", "k": 9}]},
     "k-means": {"model": [{"name": "k-means", "groups": 2}, {"name": "k-means", "groups": 3}]},
+    "hierarchical": {"model": [{"name": "hierarchical", "groups": 2}, {"name": "hierarchical", "groups": 3}]},
+    "dbscan": {"model": [{"name": "dbscan", "min_rows": 8}, {"name": "dbscan", "min_rows": 12}]},
+    "hdbscan": {"model": [{"name": "hdbscan", "min_group": 8}, {"name": "hdbscan", "min_group": 12}]},
+    "grid": {"model": [{"name": "grid", "cells": 8}, {"name": "grid", "cells": 10}]},
+    "gaussian-mixture": {"model": [{"name": "gaussian-mixture", "groups": 2}, {"name": "gaussian-mixture", "groups": 3}]},
 }
 """What the cell of `tune` searches, by estimator; None for nets."""
 

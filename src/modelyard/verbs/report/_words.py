@@ -177,7 +177,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "name_missing_less": ("{column} known", "{column} 已知"),
     "name_none": ("like everybody", "与总体相近"),
     "and_so": (", ", "、"),
-    "and_then": (" ", ""),
     "is_times": ("{column} is {times}× the average ({here} against {everybody})", "{column} 是平均值的 {times} 倍（{here}，平均 {everybody}）"),
     "is_higher": ("{column} is higher than on average ({here} against {everybody})", "{column} 高于平均（{here}，平均 {everybody}）"),
     "is_lower": ("{column} is lower than on average ({here} against {everybody})", "{column} 低于平均（{here}，平均 {everybody}）"),

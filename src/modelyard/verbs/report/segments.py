@@ -78,7 +78,7 @@ def why(groups: Mapping[str, Any], say: Say | None = None) -> str:
         said.append(say("groups_noise", share=_percent(groups["noise"])))
     if groups["rows"] < groups["of"]:
         said.append(say("groups_rows", rows=f"{groups['rows']:,}", of=f"{groups['of']:,}"))
-    return say("and_then").join(said)
+    return "".join(s if s.endswith("。") else f"{s} " for s in said).strip()
 
 
 def section(output: Mapping[str, Any], say: Say) -> str:
