@@ -131,7 +131,7 @@ job = json.load(open(sys.argv[1] + "/job.json"))
 train, test = (pd.read_parquet(f"{sys.argv[1]}/{n}.parquet") for n in ("train", "test"))
 metric = "root_mean_squared_error" if job["number"] else "roc_auc"
 p = TabularPredictor(label=job["target"], eval_metric=metric, path=sys.argv[1] + "/ag", verbosity=0)
-p.fit(train, presets="good_quality", time_limit=job["budget"], num_cpus=job["cores"], num_gpus=0)
+p.fit(train, presets="good_quality", time_limit=job["budget"], num_cpus=job["cores"], num_gpus=0, dynamic_stacking=False)
 out = p.predict(test) if job["number"] else p.predict_proba(test)[job["positive"]]
 out.to_frame("guess").to_parquet(sys.argv[1] + "/out.parquet")
 """, task, rows, test, budget, options)  # fmt: skip

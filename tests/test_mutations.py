@@ -113,6 +113,26 @@ def test_training_refuses_as_check_does(tmp_path: Path, capfd: pytest.CaptureFix
         assert not list(folder.glob("runs/*/model"))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("model", ["mlp", "trees", "linear", "forest"])
+@pytest.mark.parametrize("labels", ["two", "three"])
+def test_a_label_that_only_the_validation_rows_have(model: str, labels: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """No model can answer it and no loss takes it; the row counts as wrong."""
+    case = mutate.whole(3)
+    rows = case.parts["train"].rows
+    if labels == "three":
+        for row in rows[::3]:
+            row[5] = "perhaps"
+    judged = [[*r[:5], "never seen"] if i == 2 else r for i, r in enumerate(rows[-12:])]
+    case.parts["valid"] = mutate.Part("valid", case.parts["train"].header, judged, "valid.csv")
+    case.parts["train"].rows = rows[:-12]
+    case.settings["data"] |= {"valid": "valid.csv"}
+    case.settings["model"] = {"name": model, **({"trees": 9} if model != "mlp" and model != "linear" else {})}
+    code, answer, err = ask("train", case.write(tmp_path), capfd)
+    assert code == 0 and "Traceback" not in err, said(answer)
+    assert answer["metrics"]["valid"]["accuracy"]["value"] <= 11 / 12 + 1e-9
+
+
 def test_memory_stays_bounded() -> None:
     """After all cases (bombs and giants among them) the process never held 3 GiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)

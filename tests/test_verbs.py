@@ -117,6 +117,8 @@ SEARCHED: dict[str | None, dict[str, Any]] = {
     "linear": {"model": [{"name": "linear", "c": 0.1}, {"name": "linear", "c": 1.0}]},
     "forest": {"model": [{"name": "forest", "trees": 20}, {"name": "forest", "trees": 40}]},
     "neighbours": {"model": [{"name": "neighbours", "k": 3}, {"name": "neighbours", "k": 9}]},
+    "detectors": {"model": [{"name": "detectors"}, {"name": "robust-z"}]},
+    "local-outlier": {"model": [{"name": "local-outlier", "k": 5}, {"name": "local-outlier", "k": 20}]},
     "k-means": {"model": [{"name": "k-means", "groups": 2}, {"name": "k-means", "groups": 3}]},
     "hierarchical": {"model": [{"name": "hierarchical", "groups": 2}, {"name": "hierarchical", "groups": 3}]},
     "dbscan": {"model": [{"name": "dbscan", "min_rows": 8}, {"name": "dbscan", "min_rows": 12}]},

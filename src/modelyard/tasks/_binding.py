@@ -77,6 +77,8 @@ def task_for(kind: str | None) -> Task:
     """The task that predicts a kind of column; None (no target) is the task without one."""
     for name in registry.names("tasks"):
         task: Task = registry.load("tasks", name).TASK
+        if not task.guessed:
+            continue
         if (kind is None and not task.supervised) or (task.supervised and kind in task.kinds):
             return task
     raise Unsupported(f"no task predicts columns of kind {kind!r}", "not yet")

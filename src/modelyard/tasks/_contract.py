@@ -49,6 +49,8 @@ class Task:
     """False where nothing is learnt from a target column: the output is called `output`, or as the column of truths that is for judging."""
     encoding: str | None = None
     """Encoding of the output; None: that of its kind."""
+    guessed: bool = True
+    """False where the task must be named: data alone never suggests it."""
     output: str = "y"
     frame: str = "rows"
     frame_config: Callable[[Any], Mapping[str, Any]] = lambda data: {}

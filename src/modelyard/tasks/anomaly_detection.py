@@ -25,6 +25,6 @@ def toy(n: int, seed: int) -> Toy:
 
 
 TASK = Task(
-    name="anomaly-detection", kinds=("category",), losses={}, toy=toy, supervised=False, output="anomaly", encoding="alarm",
+    name="anomaly-detection", kinds=("category",), losses={}, toy=toy, supervised=False, guessed=False, output="anomaly", encoding="alarm",
     default="detectors", metrics=("roc_auc", "average_precision", "precision", "recall", "f1"),
 )  # fmt: skip

@@ -45,13 +45,16 @@ def tune(
         if several and costs_KK is not None:
             steps.append({"step": "costs", "output": column.name, "matrix": costs_KK.tolist()})
             continue
+        if column.name not in frame.columns:
+            raise Unsupported(f"{column.name}: thresholds are tuned on known answers, and the data has none; name a target column", "needs")
         found = predicted(column, answers.columns[good], None)
         truth = column.rules.evidence(frame[column.name][good], column.coder, column.state)
         assert found.scores is not None
         exclusive = column.kind == "category"
         pick = (lambda t, s: _best(t, s, metric, "category")) if metric else (lambda t, s: _cheapest(t, s, costs_KK))  # noqa: B023
         if exclusive:
-            t = pick(truth, found.scores[:, 1])
+            known = truth >= 0  # answers that judge may be missing
+            t = pick(truth[known], found.scores[known, 1])
             values = [1.0 - t, t]
         else:
             values = [pick(truth[:, k].astype(np.int64), found.scores[:, k]) for k in range(len(labels))]

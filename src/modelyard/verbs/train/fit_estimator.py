@@ -14,7 +14,7 @@ from modelyard.runtime.answers import Graph
 from modelyard.runtime.pipeline import Pipeline, dense
 from modelyard.store.state import pack
 from modelyard.verbs.train import monotone
-from modelyard.verbs.train.learner import Choice
+from modelyard.verbs.train.learner import Choice, answerable
 
 
 def fit(
@@ -39,7 +39,7 @@ def fit(
     else:
         state = module.fit(
             train[0], train[1], pipeline.heads(), choice.config,
-            weights=weights, valid=valid, seed=seed, budget_s=budget_s, progress=progress, **monotone.options(choice, pipeline),
+            weights=weights, valid=answerable(valid), seed=seed, budget_s=budget_s, progress=progress, **monotone.options(choice, pipeline),
         )  # fmt: skip
     graphs: dict[str, Graph] = {"main": lambda inputs: module.apply(inputs, state)}
     learn_outputs(pipeline, graphs["main"], train[0])

@@ -23,7 +23,7 @@ from modelyard.runtime.pipeline import Pipeline
 from modelyard.tasks._contract import Task
 from modelyard.verbs.train import monotone
 from modelyard.verbs.train.config import TrainConfig, resolve
-from modelyard.verbs.train.learner import Choice
+from modelyard.verbs.train.learner import Choice, answerable
 from modelyard.verbs.train.loop import Augment, Fit, Result, Term
 from modelyard.verbs.train.weights import class_weights
 
@@ -98,6 +98,7 @@ def fit(
     batches = Batches(
         train[0], train[1], batch=int(config.batch or 1), seed=config.seed, weights=weights, drop_last=rows > 2 * int(config.batch or 1)
     )
+    valid = answerable(valid)
     checks = None if valid is None else Batches(valid[0], valid[1], batch=512, shuffle=False)
     hook = augmentation(config, pipeline)
     if config.smoke and not resume:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from modelyard import registry, settings
 from modelyard.errors import ConfigError, Problem, Unsupported, UsageError
+from modelyard.kinds._contract import Array, take
 from modelyard.runtime.pipeline import TABLE, Column, Pipeline
 from modelyard.tasks._contract import Task
 from modelyard.verbs.train.auto import auto, families
@@ -214,3 +217,21 @@ def _wanted(choice: Choice, column: Column) -> list[str]:
     if choice.estimator and column.kind == "number":
         return [getattr(module, "NUMBERS", "scaled")]
     return [e for e in module.ACCEPTS if e in column.rules.encodings]
+
+
+def answerable(valid: tuple[dict[str, Array], dict[str, Array]] | None) -> tuple[dict[str, Array], dict[str, Array]] | None:
+    """The validation rows (inputs, targets) whose labels training has; None where there are none.
+
+    A label that training never saw has the id -1: no model can answer it, and no loss takes it. Metrics count such rows as wrong.
+    """
+    if valid is None:
+        return None
+    inputs, targets = valid
+    ids = [t for name, t in targets.items() if name.endswith(".index") and isinstance(t, np.ndarray) and t.ndim == 1]
+    known = np.logical_and.reduce([t >= 0 for t in ids]) if ids else np.ones(1, bool)
+    if known.all():
+        return valid
+    rows = np.flatnonzero(known)
+    if not len(rows):
+        return None
+    return {k: take(v, rows) for k, v in inputs.items()}, {k: take(v, rows) for k, v in targets.items()}
