@@ -4,15 +4,14 @@
 
 Every row is described by what was known by then: its value, the last changes, means and spreads of the last 5, 25 and 100 rows, the value
 one day and one week before, the time of day. A detector of ours (the task `anomaly-detection`, no labels) is fitted on the rows of the
-probation, and again on all rows so far at each twentieth of the rest (2, 10 and 20 times were tried): no row is scored by a model that
-saw it or anything later. A row is an alarm only where its score is the highest of the last 2 % of the series; else a fault of an hour
-would cost twelve alarms (the benchmark counts every one).
+probation, and again on all rows so far at each twentieth of the rest (2 and 20 times were tried; `isolation-forest` alone with 10): no
+row is scored by a model that saw it or anything later. A row is an alarm only where its score is the highest of the last 2 % of the
+series; else a fault of an hour would cost twelve alarms (the benchmark counts every one).
 
 Printed for each series and together: the NAB score (standard profile) at our own threshold, which looks at no window (`model.alarms`, here 0.001
 of normal rows), and at the threshold that is best over the seven series, as the benchmark's optimiser takes it for every detector. Beside it
 two peers of the same protocol: z, the value's distance from the mean of all past rows in deviations, and random scores. The scoreboard of NAB is
-over the whole corpus of 58 series (HTM 70.5, random cut forest 51.7, windowed Gaussian 39.6, random 11.0, its README), so these numbers
-do not compare with it.
+over the whole corpus of 58 series (HTM 70.5, random cut forest 51.7, windowed Gaussian 39.6, random 11.0, its README), so these numbers do not compare with it.
 """
 
 from __future__ import annotations
