@@ -291,3 +291,13 @@ def test_balancing_in_a_search_repeats_rows_inside_each_fold_and_refuses_made_on
     assert done.metrics["valid"]["balanced_accuracy"]["value"] > 0.75
     with pytest.raises(my.ModelyardError, match="smote with a search"):
         my.train(data=data, model=model, train={"preset": "balanced", "balance": "smote"})
+
+
+def test_a_whole_is_exported_part_by_part(cancer: Path) -> None:
+    model = {"name": "auto", "candidates": ["linear", {"name": "trees", "trees": 30, "bags": 1}, {"name": "neighbours", "k": 5}]}
+    done = my.train(data={"path": str(cancer), "target": "kind", "ignore": "patient"}, model=model, train={"preset": "balanced", "ensemble": "mean"})
+    found = my.export(str(done.run), quiet=True)
+    exported = Model.load(found.folder)
+    assert {p.manifest["model"]["backend"] for p in exported.parts} == {"onnx"} and found.parity["max_difference"] < 1e-5  # type: ignore[attr-defined]
+    frame = pl.read_csv(cancer).drop("kind")
+    assert exported.predict(frame)["kind"].equals(Model.load(done.model).predict(frame)["kind"])

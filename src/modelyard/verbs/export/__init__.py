@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -54,35 +55,14 @@ def export(folder: Path, form: str = "onnx", *, trust_code: bool = False) -> Exp
 
     Raises `ParityError` (and leaves nothing) where a stored example is answered differently, alone or in a batch.
     """
-    from modelyard.verbs.export import onnx
-
     model = Model.load(folder, trust_code=trust_code)
-    if model.backend == "composite":
-        raise Unsupported("a composite is served as it is; export each of its parts (model/parts/…), or distil it into one model", "use")
     target = folder.parent / "exports" / form
     if target.exists():
         number = 2
         while (again := target.with_name(f"{form}-{number}")).exists():
             number += 1
         target = again
-    kept = {k: v for k, v in model.manifest.items() if k not in ("format", "files")}
-    numpy = model.manifest["model"]["backend"] == "numpy"
-    leave = ("model.safetensors", "arrays.safetensors") if numpy else ("model.safetensors",)
-    graphs: dict[str, str] = {}
-
-    def fill(aside: Path) -> None:
-        for name in model.manifest["files"]:
-            if name not in leave:
-                (aside / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder / name, aside / name)
-        graphs.update(onnx.write(model, aside, trust_code=trust_code))
-        section = {**model.manifest["model"], "backend": "onnx", "onnx": graphs}
-        section.pop("state", None)
-        manifest["model"] = section
-
-    parent = {"version": model.version, "relation": f"export {form}"}
-    manifest = {**kept, "parents": [*kept.get("parents", []), parent]}
-    store.write(target, manifest, fill)
+    store.write(target, *_form(model, form, trust_code))
     try:
         found = _prove(target)
     except BaseException:
@@ -94,6 +74,41 @@ def export(folder: Path, form: str = "onnx", *, trust_code: bool = False) -> Exp
     before = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else {}
     atomic.replace_file(listing, json.dumps({**before, target.name: entry}, indent=1).encode("utf-8"))
     return Exported(str(target), sorted(str(p) for p in target.iterdir()), found["parity"], size)
+
+
+def _form(model: Model, form: str, trust_code: bool) -> tuple[dict[str, Any], Callable[[Path], None]]:
+    """(manifest, what fills the folder) of a model, or of a composite whose parts are each exported; a part that has no graph but needs
+    the core alone stays as it is."""
+    from modelyard.runtime.composite import Composite
+    from modelyard.verbs.export import onnx
+
+    kept = {k: v for k, v in model.manifest.items() if k not in ("format", "files")}
+    manifest = {**kept, "parents": [*kept.get("parents", []), {"version": model.version, "relation": f"export {form}"}]}
+    numpy = model.manifest["model"]["backend"] == "numpy"
+    leave = ("model.safetensors", "arrays.safetensors") if numpy else ("model.safetensors",)
+
+    def fill(aside: Path) -> None:
+        for name in model.manifest["files"]:
+            if name not in leave and not (isinstance(model, Composite) and name.startswith("parts/")):
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(model.folder / name, aside / name)
+        if isinstance(model, Composite):
+            (aside / "parts").mkdir()
+            for part in model.parts:
+                _part(part, aside / "parts" / part.folder.name, form, trust_code)
+            return
+        section = {**model.manifest["model"], "backend": "onnx", "onnx": onnx.write(model, aside, trust_code=trust_code)}
+        section.pop("state", None)
+        manifest["model"] = section
+
+    return manifest, fill
+
+
+def _part(part: Model, target: Path, form: str, trust_code: bool) -> None:
+    try:
+        store.write(target, *_form(part, form, trust_code))
+    except Unsupported:
+        shutil.copytree(part.folder, target)
 
 
 def _prove(target: Path) -> dict[str, Any]:
