@@ -26,8 +26,10 @@ from modelyard.metrics._contract import Metric, Sums, Undefined
 
 RESAMPLES = 1000
 DISTINCT_ROWS = 20_000
-_BLOCK = 4_000_000
-"""Elements of one block of resampling counts (32 MB), so that memory does not grow with the data."""
+_BLOCK = 1_000_000
+"""Elements of one block of resampling counts (8 MB, of which there are four at a time), so that memory does not grow with the data."""
+_ALONE = 4_000_000
+"""Statistics up to which every row is left out once for the acceleration."""
 
 
 def wilson(hits: float, n: float, level: float = 0.95) -> tuple[float, float]:
@@ -103,7 +105,7 @@ def _from_sums(sums: Sums, level: float, seed: int, resamples: int) -> tuple[flo
     if sums.distance:
         return *_distance(sums, sums_RS, level), how
     values_R = _formula(sums, sums_RS)
-    if normal or distinct * sums.rows_NS.shape[1] > _BLOCK:
+    if normal or distinct * sums.rows_NS.shape[1] > _ALONE:
         return *_percentiles(values_R, level), how
     value = float(_formula(sums, sums.total_S()[None])[0])
     return *_bca(values_R, value, _jackknife(sums), sums.counts_N, level), how
