@@ -20,6 +20,9 @@ from modelyard.nets._fusion import FUSIONS
 
 Parts = Mapping[str, Mapping[str, Part]]
 
+MEMBERS = ":members"
+"""Ends the name of a training output `(B, M, …)` that holds the answers of an ensemble's M members beside their combination."""
+
 
 class Network(nn.Module):
     """`encoders.<input>`, `fusion`, `heads.<output>`."""
