@@ -106,7 +106,8 @@ def fit(
     job = Fit(network, terms, batches, checks, config, augment=hook, device=device)
     result = job.run(folder, events, stop, resume=resume, progress=progress)
     network.to("cpu").eval()
-    state = {k: v.detach().cpu().contiguous().numpy() for k, v in network.state_dict().items()}
+    stored = network.stored() if hasattr(network, "stored") else network.state_dict()  # type: ignore[operator]
+    state = {k: v.detach().cpu().contiguous().numpy() for k, v in stored.items()}
     return {"backend": "torch", "net": spec}, network, state, result, config, origins
 
 
