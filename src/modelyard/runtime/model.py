@@ -205,7 +205,7 @@ class Model:
     def _examples(self) -> dict[str, Any]:
         try:
             found = json.loads((self.folder / "examples.json").read_text(encoding="utf-8"))
-            if len(found["rows"]) != len(found["answers"]) or not found["rows"]:
+            if not found["rows"] or not found["answers"]:
                 raise ValueError(f"{len(found['rows'])} rows and {len(found['answers'])} answers")
             return {key: found[key] for key in ("rows", "answers", "params", "seed")}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
