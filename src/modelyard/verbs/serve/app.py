@@ -25,10 +25,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from modelyard import __version__
 from modelyard.errors import MachineError, ModelyardError, UsageError
 from modelyard.options import clean
 from modelyard.runtime.model import Model
-from modelyard.verbs.serve import openapi, page
+from modelyard.verbs.serve import inference, openapi, page
 from modelyard.verbs.serve.batching import Batcher
 from modelyard.verbs.serve.body import SIGNATURE, SIZE, Refused, Request, check_type, parse, unpack
 from modelyard.verbs.serve.telemetry import Telemetry
@@ -117,6 +118,13 @@ class Service:
             self._route(f"/v1/models/{name}:predict", "predict", self.elsewhere, "POST"),
             self._route(f"/v1/models/{name}/metadata", "metadata", self.metadata),
             self._route(f"/v1/models/{name}", "status", self.status),
+            self._route("/v2", "server", self.about),
+            self._route(f"/v2/models/{name}/versions/{{version:str}}/infer", "infer", self.infer, "POST"),
+            self._route(f"/v2/models/{name}/versions/{{version:str}}/ready", "ready", self.model_ready),
+            self._route(f"/v2/models/{name}/versions/{{version:str}}", "metadata", self.tensors),
+            self._route(f"/v2/models/{name}/infer", "infer", self.infer, "POST"),
+            self._route(f"/v2/models/{name}/ready", "ready", self.model_ready),
+            self._route(f"/v2/models/{name}", "metadata", self.tensors),
         ]
         return Starlette(routes=routes, exception_handlers={404: self._missing, 405: self._method})
 
@@ -331,6 +339,49 @@ class Service:
         return JSONResponse(
             {"model_spec": spec, "metadata": {"signature_def": self.model.signature.to_json()}, "backend": self.model.backend}
         )
+
+    async def about(self, request: HttpRequest) -> Response:
+        """Open Inference Protocol: the server."""
+        return JSONResponse({"name": "modelyard", "version": __version__, "extensions": ["binary_tensor_data"]})
+
+    async def tensors(self, request: HttpRequest) -> Response:
+        """Open Inference Protocol: the model's tensors."""
+        self._named(request)
+        return JSONResponse(inference.metadata(self.model, self.name))
+
+    async def model_ready(self, request: HttpRequest) -> Response:
+        """Open Inference Protocol: whether the model answers."""
+        self._named(request)
+        return JSONResponse({"name": self.name, "ready": self.ready}, 200 if self.ready else 503)
+
+    async def infer(self, request: HttpRequest) -> Response:
+        """Open Inference Protocol: named tensors in, named tensors out."""
+        self._named(request)
+        encoding = request.headers.get("content-encoding", "").strip().lower()
+        header = request.headers.get("inference-header-content-length", "")
+        raw = unpack(await self._body(request.receive), encoding, self.limit)
+        asked_rows, asked = inference.rows_of(raw, header, self.model.signature.inputs)
+        params = {k: v for k, v in (asked.get("parameters") or {}).items() if k in {p.name for p in self.model.signature.params}}
+        answers = await self.answered(Request(asked_rows, False, params or None, None, False))
+        self.telemetry.answered(len(answers), sum(set(a) == {"error"} for a in answers))
+        body, head = inference.answer(answers, asked, self.model, self.name)
+        if head is None:
+            return Response(body, media_type="application/json")
+        return Response(body, media_type="application/octet-stream", headers={"Inference-Header-Content-Length": str(head)})
+
+    async def answered(self, asked: Request) -> list[dict[str, Any]]:
+        """Answers to rows, in a batch with others where they fit one."""
+        loop = asyncio.get_running_loop()
+        if not asked.rows or not self.merges or asked.params is not None:
+            return await loop.run_in_executor(self.pool, self._answers, asked)
+        answer: asyncio.Future[list[dict[str, Any]]] = loop.create_future()
+
+        def done(found: list[dict[str, Any]] | Exception) -> None:
+            if not answer.done():
+                answer.set_exception(found) if isinstance(found, Exception) else answer.set_result(found)
+
+        self.batcher.submit(asked.rows, done)
+        return await answer
 
     async def live(self, request: HttpRequest) -> Response:
         """The process lives."""
