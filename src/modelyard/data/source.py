@@ -54,7 +54,7 @@ class DataConfig:
     inputs: dict[str, Any] | list[str] | None = None
     """Columns to learn from: a list, or a map column → kind or {kind, encoding, …}. Without it: all that have no other role."""
     outputs: dict[str, Any] | None = None
-    """Columns to predict: a map column → kind or {kind, task}."""
+    """Columns to predict: a map column → kind or {kind, task, …} with settings of its encoding."""
     ignore: str | list[str] | None = None
     """Columns left out."""
     id: str | list[str] | None = None

@@ -115,6 +115,8 @@ class Part:
     """Values are ids in `[0, cardinality)`; None for measurements."""
     groups: tuple[int, ...] = ()
     """Of `table.numbers`: how many of its values belong together, in order (the bins of a column); empty: each stands alone."""
+    shared: bool = False
+    """Its ids mean what those of the output mean (`Encoding.joined`): a net may use one table for both."""
 
     @property
     def ragged(self) -> bool:
@@ -174,6 +176,11 @@ class Encoding(ABC):
     def learned(self, state: Any, outputs: Mapping[str, np.ndarray]) -> Any:
         """The state once a model was fitted, for what only its outputs (by part) tell: the number of groups."""
         return state
+
+    def joined(self, own: Any, other: Any) -> tuple[Any, Any] | None:
+        """(finished state, finished state of the input `other`) of unfinished ones, where an output shares what it learns with an input:
+        one vocabulary for a text and its translation. None where it does not."""
+        return None
 
     def decode(self, arrays: Mapping[str, np.ndarray], state: Any, context: Context) -> dict[str, pl.Series]:
         """Graph outputs back to answer columns: `""` is the answer, `scores`, `low`, `high`, `set` stand beside it."""

@@ -282,7 +282,7 @@ def _wanted(
     if chosen is None:
         chosen = task_for(kind)
         notes.append(f"{name}: taken as {kind}, so the task is {chosen.name} ({guessing.target_kind(values).why})")
-    return _output(name, kind, chosen), chosen, allowed
+    return _output(name, kind, chosen, {k: v for k, v in options.items() if k not in ("kind", "task")}), chosen, allowed
 
 
 def _as_before(like: Pipeline, named: Mapping[str, str]) -> tuple[list[Column], list[Column], dict[str, Task], list[str]]:
@@ -341,7 +341,8 @@ def _monotone(column: Column, given: Any, where: str, problems: list[Problem]) -
     return signs[given]
 
 
-def _output(name: str, kind: str, task: Task) -> Column:
+def _output(name: str, kind: str, task: Task, options: Mapping[str, Any] | None = None) -> Column:
+    """The column of an output; `options` are settings of its encoding."""
     rules = registry.load("kinds", kind).KIND
     if kind not in task.kinds or rules.target_encoding is None:
         message = f"{name}: the task {task.name} predicts {' or '.join(task.kinds)}, not {kind}"
@@ -349,6 +350,12 @@ def _output(name: str, kind: str, task: Task) -> Column:
     column = Column(name, kind, task.encoding or rules.target_encoding)
     if "target" in column.config.__dataclass_fields__:
         column.config = column.coder.Config(target=True)
+    if options:
+        problems: list[Problem] = []
+        where = f"data.outputs.{name}"
+        column.config = settings.parse(column.coder.Config, dict(options), where, problems)
+        if problems:
+            raise DataError(f"{where}: {len(problems)} setting(s) of {column.encoding} cannot be used", problems)
     return column
 
 

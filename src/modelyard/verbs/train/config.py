@@ -32,6 +32,8 @@ class TrainConfig:
     """Passes over the training examples at most."""
     batch: Annotated[int, Between(1)] | None = None
     """Examples of one step."""
+    batch_tokens: Annotated[int, Between(1)] | None = None
+    """Tokens of one step, inputs and outputs together: as many texts of like length as have about so many, instead of `batch`."""
     lr: Annotated[float, Between(0, 100)] | None = None
     """Learning rate (the peak, for schedules that move it)."""
     optimiser: Literal["adamw", "adam", "sgd", "muon"] | None = None

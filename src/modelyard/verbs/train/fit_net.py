@@ -95,11 +95,14 @@ def fit(
     )
     terms = [term(pipeline, tasks[h.output], h.output, h.key, config, train[1]) for h in heads]
     rows = len(next(iter(train[0].values())))
+    # a batch that the user names counts before the tokens that the family names
+    tokens = None if "train.batch" not in origins and "train.batch_tokens" in origins else config.batch_tokens
     batches = Batches(
-        train[0], train[1], batch=int(config.batch or 1), seed=config.seed, weights=weights, drop_last=rows > 2 * int(config.batch or 1)
-    )
+        train[0], train[1], batch=int(config.batch or 1), seed=config.seed, weights=weights, drop_last=rows > 2 * int(config.batch or 1),
+        tokens=tokens,
+    )  # fmt: skip
     valid = answerable(valid)
-    checks = None if valid is None else Batches(valid[0], valid[1], batch=512, shuffle=False)
+    checks = None if valid is None else Batches(valid[0], valid[1], batch=512, shuffle=False, tokens=tokens)
     hook = augmentation(config, pipeline)
     if config.smoke and not resume:
         _smoke(network, terms, batches, checks, config, hook, device)
@@ -129,7 +132,7 @@ def term(pipeline: Pipeline, task: Task, output: str, key: str, config: TrainCon
     name, options = chosen.name, {}
     if config.loss == "focal" and column.kind in ("category", "label-set"):
         name, options = "focal", {"gamma": config.gamma}
-    if name == "cross_entropy" and config.label_smoothing:
+    if name in ("cross_entropy", "token_nll") and config.label_smoothing:
         options["label_smoothing"] = config.label_smoothing
     weights_K = class_weights(config, column, targets.get(f"{output}.{chosen.target}"))
     weights = None if weights_K is None else torch.tensor(weights_K, dtype=torch.float32)
