@@ -161,6 +161,10 @@ class Encoding(ABC):
         """`start → update → finish` in one call."""
         return self.finish(self.update(self.start(config or self.Config()), column))
 
+    def beside(self, column: pl.Series) -> list[pl.Series]:
+        """Values in an aligned truth that the encoding of its input is fitted on too: texts beside a text."""
+        return []
+
     @abstractmethod
     def parts(self, state: Any) -> dict[str, Part]:
         """Names and shapes of the arrays that `encode` yields."""
@@ -263,6 +267,10 @@ class Kind(ABC):
         By default the first array of the target encoding; -1 is a label that training never saw.
         """
         return next(iter(encoding.encode(column, state, {}).values()))
+
+    def measured(self, answers: Mapping[str, pl.Series]) -> np.ndarray | None:
+        """What metrics of values measure of the answers `{"": answer, "scores": …}`, for kinds that are neither label nor number; (B, …)."""
+        return None
 
     @abstractmethod
     def summary(self, column: pl.Series) -> dict[str, Any]:
