@@ -286,6 +286,8 @@ class Head:
     part: str
     """`logits` (category, label-set), `value` (number), `distances` (cluster) …"""
     size: int
+    ends: tuple[int, ...] = ()
+    """Of a text that is written: ids after which nothing is."""
 
     @property
     def key(self) -> str:

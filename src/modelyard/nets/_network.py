@@ -152,6 +152,8 @@ def begin(network: nn.Module, spec: Mapping[str, Any]) -> list[str]:
         config = _config(module.Config, entry["config"], entry["name"])
         if getattr(config, "base", None) is not None and isinstance(network, Network):
             notes += module.start(network.encoders[network.names[name]], dict(network.heads), config.base)
+        elif getattr(config, "base", None) is not None and hasattr(network, "begin"):
+            notes += network.begin(config.base)  # type: ignore[operator]
     return notes
 
 

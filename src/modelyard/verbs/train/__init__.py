@@ -237,6 +237,7 @@ def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints:
     weights = _weights(bound)
     began = time.monotonic()
     graphs: dict[str, Graph]
+    beside: dict[str, str] = {}
     if choice.estimator:
         from modelyard.verbs.train import fit_estimator
         from modelyard.verbs.train.weights import row_weights
@@ -258,14 +259,14 @@ def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints:
             spec, families, pipeline, bound.tasks, arrays["train"], arrays.get("valid"), config, weights=weights,
             folder=checkpoints, resume=job.resume, events=job.run.event, stop=job.stop, progress=job.progress, device=job.device,
         )  # fmt: skip
-        graphs, stored = torch_graphs(network), {}
+        graphs, stored, beside = torch_graphs(network), {}, fit_net.beside(network, pipeline)
         training = {
             "seconds": result.seconds, "steps": result.steps, "epochs": result.epochs, "stopped": result.stopped,
             "best_epoch": result.best_epoch + 1, "settings": {k: getattr(used, k.split(".")[1]) for k in origins}, "origins": origins,
             "parameters": sum(p.numel() for p in network.parameters()),
         }  # fmt: skip
     facts = {"training": training, "seed": config.seed}
-    return save(target, job.name, bound, section, graphs, parameters, stored, facts, config), facts
+    return save(target, job.name, bound, section, graphs, parameters, stored, facts, config, beside=beside), facts
 
 
 def _yaml(resolved: Mapping[str, Any]) -> str:
