@@ -26,7 +26,7 @@ SAMPLES = 6
 def toy(n: int, seed: int) -> Toy:
     """Questions about sums of two digits, answered in words."""
     random = np.random.default_rng(seed)
-    words = "zero one two three four five six seven eight nine".split()
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     pairs = random.integers(0, 5, (n, 2))
     rows = {"prompt": [f"{words[a]} and {words[b]} is " for a, b in pairs], "completion": [words[a + b] for a, b in pairs]}
     return Toy({"train": pl.DataFrame(rows)}, None)

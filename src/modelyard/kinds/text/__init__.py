@@ -16,8 +16,8 @@ from modelyard.kinds.text._tokens import Tokens, TokensConfig, TokensState
 from modelyard.kinds.text._written import Written, WrittenConfig
 
 __all__ = [
-    "KIND", "Bag", "BagConfig", "BagState", "Chars", "CharsConfig", "CharsState", "Language", "LanguageConfig", "LanguageState", "Text", "Tokens", "TokensConfig",
-    "TokensState", "Written", "WrittenConfig",
+    "KIND", "Bag", "BagConfig", "BagState", "Chars", "CharsConfig", "CharsState", "Language", "LanguageConfig", "LanguageState", "Text", "Tokens",
+    "TokensConfig", "TokensState", "Written", "WrittenConfig",
 ]  # fmt: skip
 
 

@@ -242,7 +242,7 @@ def _trained(state: LanguageState) -> LanguageState:
     tokenizer = _characters(state) if state.model == "characters" else _sub_words(state)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": END, "clean_up_tokenization_spaces": False}
     settings |= {"unk_token": UNSEEN} if state.model != "bytes" else {}
-    ends = [tokenizer.token_to_id(t) for t in (END, TURN_END)]
+    ends = [SPECIAL.index(t) for t in (END, TURN_END)]  # reserved ids come first, in their order
     size = tokenizer.get_vocab_size()
     return replace(state, texts=[], tokenizer=tokenizer.to_str(), settings=json.dumps(settings), ends=ends, size=size)
 
@@ -270,7 +270,8 @@ def _sub_words(state: LanguageState) -> Tokenizer:
         trainer: Any = trainers.BpeTrainer(**common, min_frequency=state.min_count, initial_alphabet=alphabet, max_token_length=16)
     else:
         tokenizer = Tokenizer(models.Unigram())
-        tokenizer.pre_tokenizer, tokenizer.decoder = (c(prepend_scheme="never") for c in (pre_tokenizers.Metaspace, decoders.Metaspace))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+        tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
         trainer = trainers.UnigramTrainer(**common, unk_token=UNSEEN)
     # sorted, so that merging in another order trains the same vocabulary
     tokenizer.train_from_iterator(sorted(state.texts), trainer=trainer, length=len(state.texts))

@@ -106,7 +106,7 @@ def fit(
     # a batch that the user names counts before the tokens that the family names
     tokens = None if "train.batch" not in origins and "train.batch_tokens" in origins else config.batch_tokens
     valid = answerable(valid)
-    batches, checks, notes = _batches(network, train, valid, config, weights)
+    batches, checks, notes = _batches(network, train, valid, replace(config, batch_tokens=tokens), weights)
     if notes:
         events({"event": "texts", "notes": notes})
     hook = augmentation(config, pipeline)

@@ -41,8 +41,8 @@ def arrange(
         if weights is not None:
             raise Unsupported("packed rows hold several examples and cannot be weighed; leave data.weight or train.pack out", "never")
         inputs, targets = packed(rows, output, length + 1)
-        notes.append(f"{len(ids)} texts are packed into {len(rows.ids)} rows of up to {length + 1} tokens".replace(str(len(rows.ids)), str(len(targets[f'{output}.ids'])), 1))
-    many = len(next(iter(targets.values())))
+        notes.append(f"{len(ids)} texts are packed into {len(targets[f'{output}.ids'])} rows of up to {length + 1} tokens")
+    many = len(targets[f"{output}.ids"])
     made = Batches(
         inputs, targets, batch=batch, seed=config.seed, weights=weights, shuffle=teach, drop_last=teach and many > 2 * batch,
         tokens=config.batch_tokens,
