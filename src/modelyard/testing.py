@@ -170,7 +170,7 @@ def random_inputs(accepts: str, rows: int, seed: int = 0) -> tuple[dict[str, Par
         parts = {"grams": Part((None,), "int32", 50), "weights": Part((None,), "float32")}
         values = random.random(offsets[-1]).astype(np.float32)
         return parts, {"grams": ragged(random.integers(0, 50, offsets[-1]).astype(np.int32)), "weights": ragged(values)}, {}
-    assert accepts in ("tokens", "chars"), f"no random inputs for {accepts}"
+    assert accepts in ("tokens", "chars", "pretrained"), f"no random inputs for {accepts}"
     return {"tokens": Part((None,), "int32", 50)}, {"tokens": ragged(random.integers(1, 50, offsets[-1]).astype(np.int32))}, {}
 
 

@@ -10,11 +10,12 @@ import polars as pl
 from modelyard.kinds._contract import Kind, RowError
 from modelyard.kinds.text._bag import Bag, BagConfig, BagState
 from modelyard.kinds.text._chars import Chars, CharsConfig, CharsState
+from modelyard.kinds.text._pretrained import Pretrained, PretrainedConfig, PretrainedState
 from modelyard.kinds.text._tokens import Tokens, TokensConfig, TokensState
 
 __all__ = [
-    "KIND", "Bag", "BagConfig", "BagState", "Chars", "CharsConfig", "CharsState", "Text", "Tokens", "TokensConfig",
-    "TokensState",
+    "KIND", "Bag", "BagConfig", "BagState", "Chars", "CharsConfig", "CharsState", "Pretrained", "PretrainedConfig", "PretrainedState",
+    "Text", "Tokens", "TokensConfig", "TokensState",
 ]  # fmt: skip
 
 
@@ -25,7 +26,7 @@ class Text(Kind):
     """
 
     name = "text"
-    encodings = {"bag": Bag(), "tokens": Tokens(), "chars": Chars()}  # noqa: RUF012
+    encodings = {"bag": Bag(), "tokens": Tokens(), "chars": Chars(), "pretrained": Pretrained()}  # noqa: RUF012
 
     def check(self, column: pl.Series) -> tuple[pl.Series, list[RowError]]:
         """Texts as they are; lists, objects and bytes that are not UTF-8 are row errors."""

@@ -34,7 +34,12 @@ def rebuild(folder: Path, manifest: Mapping[str, Any], pipeline: Pipeline, *, tr
 
     shapes = (pipeline.parts(), pipeline.cardinalities(), pipeline.heads())
     network = builder.build(manifest["model"]["net"], *shapes, trust_code=trust_code)
-    weights = {name: torch.from_numpy(array.copy()) for name, array in read_arrays(folder / WEIGHTS).items()}
+    arrays = read_arrays(folder / WEIGHTS)
+    if manifest["model"].get("layout") == "huggingface":
+        from modelyard.nets import _huggingface
+
+        arrays = _huggingface.ours(manifest["model"]["net"], pipeline.heads(), arrays)
+    weights = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     try:
         network.load_state_dict(weights, strict=True)
     except RuntimeError as error:

@@ -145,7 +145,18 @@ def _found_from(base: Path, model: Any) -> Any:
         path, _, name = model["module"].rpartition(":")
         if path.endswith(".py") and not Path(path).is_absolute():
             return {**model, "module": f"{os.path.relpath(base / path)}:{name}"}
+    if isinstance(model, Mapping):
+        found = {k: _found_from(base, v) if isinstance(v, Mapping) else v for k, v in model.items()}
+        return {**found, "base": _base_from(base, found["base"])} if isinstance(found.get("base"), str) else found
     return model
+
+
+def _base_from(base: Path, given: str) -> str:
+    """A base as it is found from here: a folder, a run folder or the name of a run (its model); anything else is a hub's name."""
+    for place in (base / given, base / "runs" / given):
+        if place.is_dir():
+            return os.path.relpath(place / "model" if (place / "model" / "manifest.json").is_file() else place)
+    return given
 
 
 @dataclass

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ import torch
 from modelyard import registry, settings
 from modelyard.data.batches import Batches
 from modelyard.errors import ConfigError, Problem, Unsupported
-from modelyard.kinds._contract import Array, take
+from modelyard.kinds._contract import Array, Head, take
 from modelyard.nets import _network
 from modelyard.runtime.pipeline import Pipeline
+from modelyard.store import hub
 from modelyard.tasks._contract import Task
 from modelyard.verbs.train import monotone
 from modelyard.verbs.train.config import TrainConfig, resolve
@@ -44,7 +45,8 @@ def describe(choice: Choice, pipeline: Pipeline, rows: int) -> tuple[dict[str, A
     parts = pipeline.parts()
     for name, entry in choice.nets.items():
         module = registry.load("nets", entry["name"])
-        config, defaults = entry["config"], dict(getattr(module, "TRAIN", {}))
+        config = entry["config"]
+        defaults = dict(module.training(config) if hasattr(module, "training") else getattr(module, "TRAIN", {}))
         if hasattr(module, "recipe"):
             known = {"kinds": [c.kind for c in pipeline.outputs]} if "kinds" in inspect.signature(module.recipe).parameters else {}
             advised, defaults = module.recipe(parts[name], rows, **known)
@@ -93,6 +95,8 @@ def fit(
     network = _network.build(
         spec, pipeline.parts(), pipeline.cardinalities(), heads, seed=config.seed, statistics=statistics(pipeline), trust_code=True
     )
+    if notes := _network.begin(network, spec):
+        events({"event": "base", "notes": notes})
     terms = [term(pipeline, tasks[h.output], h.output, h.key, config, train[1]) for h in heads]
     rows = len(next(iter(train[0].values())))
     batches = Batches(
@@ -107,7 +111,18 @@ def fit(
     result = job.run(folder, events, stop, resume=resume, progress=progress)
     network.to("cpu").eval()
     state = {k: v.detach().cpu().contiguous().numpy() for k, v in network.state_dict().items()}
-    return {"backend": "torch", "net": spec}, network, state, result, config, origins
+    return section(spec, heads), network, state, result, config, origins
+
+
+def section(spec: Mapping[str, Any], heads: Sequence[Head]) -> dict[str, Any]:
+    """The manifest's section of a network, with the layout of its weights where that is Hugging Face's, and the bases it began from."""
+    from modelyard.nets import _huggingface
+
+    found: dict[str, Any] = {"backend": "torch", "net": _network.stored(spec)}
+    if "nets" in spec and _huggingface.layout(spec, heads) is not None:
+        found["layout"] = "huggingface"
+    bases = {name: hub.told(Path(c["base"])) for name, c in ((n, e["config"]) for n, e in spec.get("nets", {}).items()) if c.get("base")}
+    return {**found, "bases": bases} if bases else found
 
 
 def statistics(pipeline: Pipeline) -> dict[str, Any]:

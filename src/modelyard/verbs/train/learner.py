@@ -169,7 +169,7 @@ def _config(module: ModuleType, options: Mapping[str, Any], where: str) -> Any:
         config = config[0]
     if problems:
         raise ConfigError(f"the model section has {len(problems)} mistake(s)", problems)
-    return config
+    return module.settled(config) if hasattr(module, "settled") else config
 
 
 def _can_predict(name: str, module: ModuleType, pipeline: Pipeline) -> None:
@@ -201,6 +201,11 @@ def set_encodings(choice: Choice, pipeline: Pipeline) -> None:
         if wanted and column.encoding not in wanted:
             column.encoding = wanted[0]
             column.config = column.coder.Config()
+        if choice.nets:
+            net = choice.nets[TABLE if column.rules.scalar else column.name]
+            module = registry.load("nets", net["name"])
+            if hasattr(module, "encoding"):  # a base fixes how its column is read
+                column.config = module.encoding(net["config"], column.config)
 
 
 def _wanted(choice: Choice, column: Column) -> list[str]:

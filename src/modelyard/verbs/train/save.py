@@ -70,14 +70,34 @@ def save(
     split = next((s for s in ("test", "valid", "train") if s in bound.splits and bound.splits[s].height), "train")
     stored = answered(fitted, example_rows(bound, fitted, split) if rows is None else rows)
 
+    texts: dict[str, str] = {}
+    metadata = None
+    if model.get("layout") == "huggingface":
+        weights, texts, metadata = _huggingface(bound, model, weights)
+
     def fill(target: Path) -> None:
         for file, content in (("model.safetensors", weights), ("arrays.safetensors", arrays), ("states.safetensors", states)):
             if content:
-                write_arrays(target / file, dict(content))
+                write_arrays(target / file, dict(content), metadata if file == "model.safetensors" else None)
+        for file, text in texts.items():
+            (target / file).write_text(text, encoding="utf-8")
         write_examples(target, stored)
         (target / "README.md").write_text(card(manifest, fitted.signature), encoding="utf-8")
 
     return store.write(folder, manifest, fill)
+
+
+def _huggingface(
+    bound: Bound, model: Mapping[str, Any], weights: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, str], dict[str, str]]:
+    """(weights under Hugging Face's names, config.json and the tokenizer's files, metadata of the safetensors file)."""
+    from modelyard.kinds.text._pretrained import files
+    from modelyard.nets import _huggingface
+
+    heads, column = bound.pipeline.heads(), bound.pipeline.inputs[0]
+    labels = getattr(bound.pipeline.outputs[0].state, "labels", None)
+    texts = _huggingface.files(model["net"], heads, labels, column.state.size)
+    return _huggingface.theirs(model["net"], heads, weights), {**texts, **files(column.state)}, _huggingface.METADATA
 
 
 def example_rows(bound: Bound, fitted: Model, split: str) -> list[dict[str, Any]]:
