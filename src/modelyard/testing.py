@@ -27,6 +27,7 @@ SAMPLES: dict[str, list[Any]] = {
     "label-set": [["x", "y"], [], None, ["y"], ["x"], ["z", "x"], ["y"], []],
     "text": ["a good day", "今天天气很好", "", None, "word", "more words than the others have", "x y", "😀 z"],
     "timestamp": ["2026-01-31", None, "2026-01-31T10:00:00Z", "1999-12-31 23:59:59", "2020-02-29", "2026/02/01", "20260102", "2026-05-05"],
+    "fill": [["a", "##b"], [], None, ["城"], ["a"], ["b", "c", "d"], ["x"], ["y", "y"]],
     "cluster": [0, 1, None, 2, 1, 0, -1, 1],
 }
 """Raw values of the built-in kinds; others pass their own to `check_kind`."""

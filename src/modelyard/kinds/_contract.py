@@ -257,6 +257,10 @@ class Kind(ABC):
         """
         return next(iter(encoding.encode(column, state, {}).values()))
 
+    def measured(self, answers: Mapping[str, pl.Series]) -> np.ndarray | None:
+        """What metrics of values measure of the answers `{"": answer, "scores": …}`, for kinds that are neither label nor number; (B, …)."""
+        return None
+
     @abstractmethod
     def summary(self, column: pl.Series) -> dict[str, Any]:
         """JSON statistics of a canonical column: `count`, `missing`, and what describes this kind."""

@@ -40,6 +40,8 @@ class Network(nn.Module):
         """The fusion's head, or the encoder's own where there is one input and it has one for this kind (the decoder of a language model)."""
         only = next(iter(self.encoders.values())) if len(self.encoders) == 1 else None
         own = only.head(head) if only is not None and hasattr(only, "head") else None  # type: ignore[operator]
+        if own is None and not head.size:
+            raise Unsupported(f"no net of these has a head for outputs of kind {head.kind}; choose one that has (bert for hidden tokens)", "use")
         return own or self.fusion.head(head.size)  # type: ignore[operator,no-any-return]
 
     def embed(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

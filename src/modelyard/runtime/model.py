@@ -166,12 +166,13 @@ class Model:
         """Graph outputs (`y.logits`, …) of encoded examples, block by block; `index` numbers them for the random generator."""
         program = registry.load("runtime/programs", self.manifest["model"]["program"])
         settings = resolve(self._params, params) if params is None else params
+        known = {"facts": program.facts(self.pipeline)} if hasattr(program, "facts") else {}
         blocks: list[dict[str, np.ndarray]] = []
         for start in range(0, encoded.rows, BLOCK):
             some = np.arange(start, min(start + BLOCK, encoded.rows))
             batch = dense({name: take(array, some) for name, array in encoded.arrays.items()})
             first = int(index[start]) if index is not None and len(index) else start
-            blocks.append(program.run(self.graphs, batch, settings, Randomness(seed, first)))
+            blocks.append(program.run(self.graphs, batch, settings, Randomness(seed, first), **known))
         return join(blocks)
 
     def decode_rows(self, outputs: Mapping[str, np.ndarray], contexts: Mapping[str, Context]) -> dict[str, pl.Series]:

@@ -54,6 +54,8 @@ class TrainConfig:
     """`standard`, `none`, or a map of image operations (crop, flip, rotate, cutout …)."""
     mixup: Annotated[float, Between(0, 10)] | None = None
     """alpha of Beta(alpha, alpha) for mix-up of images; 0 is off."""
+    mask: Annotated[float, Between(0.01, 0.9)] = 0.15
+    """Share of the tokens that fill-mask chooses in every epoch: 80 % of them are hidden, 10 % replaced, 10 % stay."""
     balance: Literal["over", "under", "smote"] | None = None
     """Rows of rare labels repeated or made up (SMOTE), or of frequent ones left out: of the training rows alone, after the split and in
     every fold. Scores then lean to the rare labels; class_weights does so without made rows."""

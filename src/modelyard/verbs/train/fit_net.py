@@ -25,7 +25,7 @@ from modelyard.tasks._contract import Task
 from modelyard.verbs.train import monotone
 from modelyard.verbs.train.config import TrainConfig, resolve
 from modelyard.verbs.train.learner import Choice, answerable
-from modelyard.verbs.train.loop import Augment, Fit, Result, Term
+from modelyard.verbs.train.loop import Augment, Fit, Result, Rewrite, Term
 from modelyard.verbs.train.weights import class_weights
 
 Arrays = tuple[dict[str, Array], dict[str, Array]]
@@ -105,9 +105,10 @@ def fit(
     valid = answerable(valid)
     checks = None if valid is None else Batches(valid[0], valid[1], batch=512, shuffle=False)
     hook = augmentation(config, pipeline)
+    rewrite = rewriting(tasks, pipeline, config)
     if config.smoke and not resume:
-        _smoke(network, terms, batches, checks, config, hook, device)
-    job = Fit(network, terms, batches, checks, config, augment=hook, device=device)
+        _smoke(network, terms, batches, checks, config, hook, device, rewrite)
+    job = Fit(network, terms, batches, checks, config, augment=hook, device=device, rewrite=rewrite)
     result = job.run(folder, events, stop, resume=resume, progress=progress)
     network.to("cpu").eval()
     state = {k: v.detach().cpu().contiguous().numpy() for k, v in network.state_dict().items()}
@@ -151,6 +152,17 @@ def term(pipeline: Pipeline, task: Task, output: str, key: str, config: TrainCon
     return Term(key, f"{output}.{chosen.target}", module.loss, options, weight, weights, getattr(module, "total", None))
 
 
+def rewriting(tasks: Mapping[str, Task], pipeline: Pipeline, config: TrainConfig) -> Rewrite | None:
+    """What changes batches before a step, where a task asks for it."""
+    asked = [(output, task.rewrites) for output, task in tasks.items() if task.rewrites]
+    if not asked:
+        return None
+    if len(tasks) > 1:
+        raise Unsupported(f"{', '.join(o for o, _ in asked)} changes what the other outputs read; train it alone", "never")
+    output, name = asked[0]
+    return registry.load("verbs/train", name).make(config, pipeline, output)  # type: ignore[no-any-return]
+
+
 def augmentation(config: TrainConfig, pipeline: Pipeline) -> Augment | None:
     """What training images go through; None where nothing is switched on or no input is an image."""
     images = [c for c in pipeline.inputs if c.kind == "image"]
@@ -173,6 +185,7 @@ def _smoke(
     config: TrainConfig,
     hook: Augment | None,
     device: str,
+    rewrite: Rewrite | None,
 ) -> None:
     """Two steps, a validation and a save on a copy: what would fail after the first epoch fails now."""
     state = torch.random.get_rng_state()
@@ -180,7 +193,8 @@ def _smoke(
     pick = lambda group: {k: take(v if not isinstance(v, torch.Tensor) else v.numpy(), some) for k, v in group.items()}  # noqa: E731
     small = Batches(pick(train.inputs), pick(train.targets), batch=train.batch, seed=config.seed)
     job = Fit(
-        copy.deepcopy(network), terms, small, None, replace(config, epochs=1, budget=None, compile=False), augment=hook, device=device
-    )
+        copy.deepcopy(network), terms, small, None, replace(config, epochs=1, budget=None, compile=False), augment=hook, device=device,
+        rewrite=rewrite,
+    )  # fmt: skip
     job.run(None, lambda event: None, threading.Event())
     torch.random.set_rng_state(state)

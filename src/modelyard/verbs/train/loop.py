@@ -31,6 +31,8 @@ from modelyard.verbs.train.optimisers import factor, make
 Loss = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 Augment = Callable[[dict[str, torch.Tensor], np.ndarray, int], tuple[dict[str, torch.Tensor], Any]]
 """(inputs, example ids, epoch) -> (inputs, mix): `mix` has `partner_B` and `weight_B`, or is None."""
+Rewrite = Callable[[Batch, int | None], Batch]
+"""(batch, epoch) -> the batch with other inputs and targets; epoch None in a validation, which is the same each time."""
 
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 3
 """`schedule: plateau`: the rate is cut to 0.3 after three epochs without a better validation loss."""
@@ -147,10 +149,11 @@ class Fit:
     def __init__(
         self, network: nn.Module, terms: Sequence[Term], train: Batches, valid: Batches | None, config: TrainConfig, *,
         augment: Augment | None = None, device: str = "cpu", judge: Callable[[nn.Module], float] | None = None,
+        rewrite: Rewrite | None = None,
     ) -> None:
         """`judge` gives what early stopping and the plateau watch instead of the validation loss; lower is better."""
         self.network, self.terms, self.train, self.valid, self.config = network.to(device), list(terms), train, valid, config
-        self.augment, self.device, self.judge = augment, device, judge
+        self.augment, self.device, self.judge, self.rewrite = augment, device, judge, rewrite
         self.optimiser = make(network, config)
         self.guard = Guard(network)
         self.matrices = [p for p in self.guard.parameters if p.ndim > 1]
@@ -181,6 +184,7 @@ class Fit:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.guard.remember()
+        batch = batch if self.rewrite is None else self.rewrite(batch, epoch)
         totals = self._backward(batch, epoch)
         norm, found = self.guard.facts([*totals.values, *totals.units])
         if not (math.isfinite(norm) and all(map(math.isfinite, found))):
@@ -370,7 +374,7 @@ class Fit:
         totals = [0.0] * (2 * count)
         with self._saved_weights(), torch.no_grad():
             for batch in self.valid.epoch(0):
-                found = list(self._terms(batch))
+                found = list(self._terms(batch if self.rewrite is None else self.rewrite(batch, None)))
                 sums = torch.stack([*(v.sum() for v, _ in found), *(w.sum() for _, w in found)]).tolist()
                 totals = [a + b for a, b in zip(totals, sums, strict=True)]
         pairs = zip(self.terms, totals[:count], totals[count:], strict=True)

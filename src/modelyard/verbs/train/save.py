@@ -68,7 +68,7 @@ def save(
         manifest |= told
         facts |= told
     split = next((s for s in ("test", "valid", "train") if s in bound.splits and bound.splits[s].height), "train")
-    stored = answered(fitted, example_rows(bound, fitted, split) if rows is None else rows)
+    stored = answered(fitted, example_rows(bound, fitted, split) if rows is None else rows, task.shown)
 
     texts: dict[str, str] = {}
     metadata = None
