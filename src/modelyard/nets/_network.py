@@ -132,6 +132,12 @@ def build(
         if kind not in FUSIONS:
             raise registry.unknown("fusion", str(kind), list(FUSIONS))
         widths = [int(e.width) for e in encoders.values()]  # type: ignore[arg-type]
+        if any(h.part == "vector" for h in heads):
+            from modelyard.nets._pairs import Pairs
+
+            if len(heads) > 1:
+                raise Unsupported("text vectors are learnt alone; leave the other outputs out", "not yet")
+            return Pairs(encoders, FUSIONS[kind](widths, **fusion), heads)
         return Network(encoders, FUSIONS[kind](widths, **fusion), heads)
 
 

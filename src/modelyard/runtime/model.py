@@ -83,6 +83,11 @@ class Model:
         """Which rows make an example."""
         return dict(self.manifest["frame"])
 
+    @property
+    def by_row(self) -> bool:
+        """Whether an example is one row of what comes, as opposed to many (a series)."""
+        return not hasattr(registry.load("data/frames", str(self.frame["name"])), "columns")
+
     @cached_property
     def reads(self) -> str:
         """What two models share that encode rows alike: their encodings with all states."""

@@ -103,6 +103,9 @@ class Pipeline:
             for i, column in enumerate(columns):
                 if column.name in chunk.columns:
                     states[i] = column.coder.update(states[i], chunk[column.name])
+                    for more in column.coder.beside(chunk[column.name]):
+                        at = next(k for k, c in enumerate(self.inputs) if c.name == column.of)
+                        states[at] = self.inputs[at].coder.update(states[at], more)
         for column, state in zip(columns, states, strict=True):
             if column.state is None or column in self.inputs:  # actions of an environment were fitted by binding
                 column.state = column.coder.finish(state)
@@ -163,6 +166,7 @@ class Pipeline:
         for column in self.outputs:
             if column.name in frame.columns:
                 context = contexts.get(column.of, {}) if column.of else {}
+                context |= {"column": c for c in self.inputs if c.name == column.of}  # texts beside it are encoded as it is
                 encoded = column.coder.encode(frame[column.name], column.state, context)
                 out |= {f"{column.name}.{part}": array for part, array in encoded.items()}
         return out

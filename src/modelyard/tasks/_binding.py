@@ -248,8 +248,9 @@ def columns(
             outputs.append(column)
             tasks[name] = chosen
     roles = {config.weight, config.group, config.time, *_split_columns(config), *_listed(config.id), *_listed(config.ignore)}
-    names = list(given) or [c for c in frame.columns if c not in wanted and c not in roles]
-    guesses = guessing.infer(frame)
+    made = {c.name for c in outputs}
+    names = list(given) or [c for c in frame.columns if c not in wanted and c not in roles and c not in made]
+    guesses = guessing.infer(frame.select([n for n in names if n in frame.columns]))
     inputs = []
     for name in (n for n in names if n in frame.columns):
         guess = guesses[name]

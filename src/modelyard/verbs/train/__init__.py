@@ -241,6 +241,7 @@ def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints:
         from modelyard.verbs.train import fit_estimator
         from modelyard.verbs.train.weights import row_weights
 
+        learner.only_nets(choice.estimator, config)
         weights = row_weights(config, pipeline, arrays["train"][1], weights)
         section, graphs, stored = fit_estimator.fit(
             choice, pipeline, arrays["train"], arrays.get("valid"), weights=weights, seed=config.seed, budget_s=config.budget,

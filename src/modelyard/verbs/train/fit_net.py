@@ -22,7 +22,7 @@ from modelyard.nets import _network
 from modelyard.runtime.pipeline import Pipeline
 from modelyard.store import hub
 from modelyard.tasks._contract import Task
-from modelyard.verbs.train import monotone
+from modelyard.verbs.train import freeze, monotone
 from modelyard.verbs.train.config import TrainConfig, resolve
 from modelyard.verbs.train.learner import Choice, answerable
 from modelyard.verbs.train.loop import Augment, Fit, Result, Rewrite, Term
@@ -106,9 +106,10 @@ def fit(
     checks = None if valid is None else Batches(valid[0], valid[1], batch=512, shuffle=False)
     hook = augmentation(config, pipeline)
     rewrite = rewriting(tasks, pipeline, config)
+    before = freeze.prepare(network, config)
     if config.smoke and not resume:
         _smoke(network, terms, batches, checks, config, hook, device, rewrite)
-    job = Fit(network, terms, batches, checks, config, augment=hook, device=device, rewrite=rewrite)
+    job = Fit(network, terms, batches, checks, config, augment=hook, device=device, rewrite=rewrite, before=before)
     result = job.run(folder, events, stop, resume=resume, progress=progress)
     network.to("cpu").eval()
     state = {k: v.detach().cpu().contiguous().numpy() for k, v in network.state_dict().items()}
@@ -149,6 +150,11 @@ def term(pipeline: Pipeline, task: Task, output: str, key: str, config: TrainCon
     weights_K = class_weights(config, column, targets.get(f"{output}.{chosen.target}"))
     weights = None if weights_K is None else torch.tensor(weights_K, dtype=torch.float32)
     module, weight = registry.load("losses", name), (config.output_weights or {}).get(output, 1.0)
+    if getattr(module, "couples", None) == "batch":
+        if config.accumulate > 1:
+            reason = f"the loss {name} compares the examples of a batch with each other, and train.accumulate would cut it into parts"
+            raise Unsupported(f"{reason}; leave it out", "never")
+        options |= {} if config.temperature is None else {"temperature": config.temperature}
     return Term(key, f"{output}.{chosen.target}", module.loss, options, weight, weights, getattr(module, "total", None))
 
 

@@ -172,6 +172,17 @@ def _config(module: ModuleType, options: Mapping[str, Any], where: str) -> Any:
     return module.settled(config) if hasattr(module, "settled") else config
 
 
+NETS_ONLY = ("freeze", "unfreeze", "layer_decay")
+"""Settings of training that go by the layers of a net."""
+
+
+def only_nets(name: str, config: Any) -> None:
+    """Raises `Unsupported` where settings that need layers are given to an estimator."""
+    asked = [f"train.{s}" for s in NETS_ONLY if getattr(config, s) is not None]
+    if asked:
+        raise Unsupported(f"{', '.join(asked)} is for nets, and {name} has no layers; leave it out or choose a net", "never")
+
+
 def _can_predict(name: str, module: ModuleType, pipeline: Pipeline) -> None:
     kinds = getattr(module, "KINDS", ())
     wrong = [c for c in pipeline.outputs if c.kind not in kinds]

@@ -149,11 +149,12 @@ class Fit:
     def __init__(
         self, network: nn.Module, terms: Sequence[Term], train: Batches, valid: Batches | None, config: TrainConfig, *,
         augment: Augment | None = None, device: str = "cpu", judge: Callable[[nn.Module], float] | None = None,
-        rewrite: Rewrite | None = None,
+        rewrite: Rewrite | None = None, before: Callable[[int], None] | None = None,
     ) -> None:
-        """`judge` gives what early stopping and the plateau watch instead of the validation loss; lower is better."""
+        """`judge` gives what early stopping and the plateau watch instead of the validation loss; lower is better. `before` is called
+        with each epoch before its steps (what is frozen changes there)."""
         self.network, self.terms, self.train, self.valid, self.config = network.to(device), list(terms), train, valid, config
-        self.augment, self.device, self.judge, self.rewrite = augment, device, judge, rewrite
+        self.augment, self.device, self.judge, self.rewrite, self.before = augment, device, judge, rewrite, before
         self.optimiser = make(network, config)
         self.guard = Guard(network)
         self.matrices = [p for p in self.guard.parameters if p.ndim > 1]
@@ -182,7 +183,7 @@ class Fit:
         self._seed()
         rate = float(self.config.lr or 0) * factor(self.config, self.step, self.steps) * self.plateau
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)
         self.guard.remember()
         batch = batch if self.rewrite is None else self.rewrite(batch, epoch)
         totals = self._backward(batch, epoch)
@@ -302,6 +303,8 @@ class Fit:
         self.network.train()
         while not self.stopped and self.step < self.steps and not stop.is_set():
             epoch, at = divmod(self.step, self.train.steps)
+            if self.before is not None:
+                self.before(epoch)
             for batch in self.train.epoch(epoch, at):
                 self.running = [a + b for a, b in zip(self.running, self.update(batch, epoch), strict=True)]
                 ended = self.step % self.train.steps == 0 or self.step >= self.steps
@@ -331,7 +334,7 @@ class Fit:
         self.running = [0.0] * (2 * count)
         self.guard.weights(self.step)
         entry: dict[str, Any] = {
-            "event": "epoch", "epoch": epoch + 1, "step": self.step, "steps": self.steps, "loss": loss, "lr": self.optimiser.param_groups[0]["lr"],
+            "event": "epoch", "epoch": epoch + 1, "step": self.step, "steps": self.steps, "loss": loss, "lr": self.optimiser.param_groups[-1]["lr"],
             "seconds": round(self.seconds, 3),
         }  # fmt: skip
         judged = loss
@@ -426,6 +429,8 @@ class Fit:
         before = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         averaged = None if self.averaged is None else {k: v.clone() for k, v in self.averaged.items()}
         self.network.train()
+        if self.before is not None:
+            self.before(0)
         times: list[float] = []
         for batch in self.train.epoch(0):
             start = time.monotonic()

@@ -102,7 +102,7 @@ def _huggingface(
 
 def example_rows(bound: Bound, fitted: Model, split: str) -> list[dict[str, Any]]:
     """Rows that cover the split; for frames other than rows, the raw rows of a few whole examples."""
-    if bound.frame["name"] == "rows":
+    if fitted.by_row:
         return examples.choose(bound.pipeline, bound.splits[split], fitted.predict, EXAMPLES_SEED)
     raw: pl.DataFrame = bound.source.tables["train"].frame()
     return [dict(row) for row in raw.head(SERIES_ROWS).to_dicts()]
