@@ -22,10 +22,10 @@ from modelyard.estimators import _forest, forest, linear, neighbours
 from modelyard.kinds._bins import Bins, BinsConfig
 from modelyard.kinds._contract import Array, Head, Part
 from modelyard.nets import ft_transformer
-from modelyard.nets._network import build
+from modelyard.nets._network import MEMBERS, build
 from modelyard.runtime.model import Model
 from modelyard.verbs.train import Config, train
-from modelyard.verbs.train.loop import MEMBERS, Batch, Term, each
+from modelyard.verbs.train.loop import Batch, Term, each
 
 CATEGORY = Head("y", "category", "logits", 2)
 CLASSES = Head("y", "category", "logits", 3)

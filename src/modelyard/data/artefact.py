@@ -11,8 +11,6 @@ Written aside, hashed and renamed, so that a folder is whole or not there; read 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -96,10 +94,7 @@ def write(folder: Path, frames: Mapping[str, pl.DataFrame], facts: Made) -> Path
     """Makes the folder; it appears whole or not at all, and an existing one is never overwritten."""
     if folder.exists():
         raise ArtefactError(f"{folder} exists already and nothing is ever overwritten; choose another prepare.out")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with atomic.whole(folder) as aside:
         entries = {}
         for name, frame in frames.items():
             path = aside / f"{name}.parquet"
@@ -108,9 +103,4 @@ def write(folder: Path, frames: Mapping[str, pl.DataFrame], facts: Made) -> Path
             entries[name] = {"rows": frame.height, "sha256": atomic.sha256(path), "size": path.stat().st_size}
         body = {"format": FORMAT, **asdict(facts), "tables": entries}
         atomic.write_file(aside / FILE, (json.dumps(body, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode("utf-8"))
-        atomic.sync(aside)
-        atomic.rename(aside, folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     return folder

@@ -13,7 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from modelyard.errors import MissingExtra
 from modelyard.estimators import _forest
+from modelyard.estimators import forest as forests
 from modelyard.estimators._forest import Forest, rounded_down
 from modelyard.estimators.forest import features, lookup_nodes, lookups, sum_nodes, target_columns
 from modelyard.kinds._contract import Array, Head, Part
@@ -29,6 +30,10 @@ from modelyard.settings import Between
 ACCEPTS = ("table",)
 NUMBERS = "raw"
 KINDS = ("category", "label-set", "number")
+
+State = forests.State
+"""The same trees over the same look-ups."""
+join = forests.join
 
 FEW = 12
 """Values of a category up to which each gets an indicator."""
@@ -52,21 +57,6 @@ class Config:
     """Rounds without a better validation loss after which boosting stops."""
 
 
-@dataclass
-class State:
-    """One forest per graph output, and how its features are made of the table."""
-
-    numbers: int = 0
-    forests: dict[str, Forest] = field(default_factory=dict)
-    kinds: dict[str, str] = field(default_factory=dict)
-    sources: dict[str, np.ndarray] = field(default_factory=dict)
-    """As in `forest.State`."""
-    tables: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.forests = {k: Forest(**f) if isinstance(f, dict) else f for k, f in self.forests.items()}
-
-
 def fit(
     inputs: Mapping[str, Array], targets: Mapping[str, np.ndarray], heads: list[Head], config: Config, *,
     weights: np.ndarray | None = None, valid: tuple[Mapping[str, Array], Mapping[str, np.ndarray]] | None = None, seed: int = 0,
@@ -76,13 +66,12 @@ def fit(
     numbers = np.asarray(inputs["table.numbers"]).shape[1] if "table.numbers" in inputs else 0
     state = State(numbers)
     for head in heads:
-        part = f"{head.output}.{ {'category': 'index', 'label-set': 'multi_hot', 'number': 'value'}[head.kind]}"
-        y, checks = targets[part], None
+        y, checks = targets[head.target], None
         sources, tables = lookups(inputs, target_columns(y, head), weights, "order", FEW)
         x = features(inputs, sources, tables)
         rows = np.arange(len(x))
-        if valid is not None and part in valid[1] and len(valid[1][part]):
-            checks = features(valid[0], sources, tables), valid[1][part]
+        if valid is not None and head.target in valid[1] and len(valid[1][head.target]):
+            checks = features(valid[0], sources, tables), valid[1][head.target]
         elif len(x) >= SMALL:
             out = np.random.default_rng([seed, 1]).permutation(len(x)) < len(x) // 10
             checks, rows = (x[out], y[out]), np.flatnonzero(~out)
@@ -211,15 +200,6 @@ def apply(inputs: Mapping[str, Array], state: State) -> dict[str, np.ndarray]:
             raw_BC = np.concatenate([-raw_BC, raw_BC], axis=1) / 2
         out[key] = raw_BC.astype(np.float32)
     return out
-
-
-def join(states: list[State]) -> State:
-    """The average of several models as one: all trees side by side, each with its own look-ups."""
-    from modelyard.estimators.forest import State as Grown
-    from modelyard.estimators.forest import join as joined
-
-    whole = joined([Grown(s.numbers, s.forests, s.kinds, s.sources, s.tables) for s in states])
-    return State(**{f.name: getattr(whole, f.name) for f in dataclasses.fields(whole)})
 
 
 def graph(state: State, inputs: Mapping[str, Part]) -> Any:

@@ -103,8 +103,7 @@ def _grow(
 ) -> State:
     state = State(_numbers(inputs).shape[1])
     for head in heads:
-        part = {"category": "index", "label-set": "multi_hot", "number": "value"}[head.kind]
-        y_BC = target_columns(targets[f"{head.output}.{part}"], head)
+        y_BC = target_columns(targets[head.target], head)
         sources, tables = lookups(inputs, y_BC, weights, config.categories)
         x = features(inputs, sources, tables)
         budget = None if budget_s is None else budget_s / len(heads)

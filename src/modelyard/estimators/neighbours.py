@@ -103,8 +103,7 @@ def fit(
     kept = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)[rows]
     state = State(1, False, numbers[rows], ids[rows], sizes, kept)
     for head in heads:
-        part = {"category": "index", "label-set": "multi_hot", "number": "value"}[head.kind]
-        y = np.asarray(targets[f"{head.output}.{part}"])
+        y = np.asarray(targets[head.target])
         y_NC = np.eye(head.size, dtype=np.float32)[y[rows]] if head.kind == "category" else y[rows].reshape(len(rows), -1).astype(np.float32)
         state.answers[head.key], state.kinds[head.key] = y_NC, head.kind
         state.means[head.key] = np.average(y_NC.astype(np.float64), axis=0, weights=kept)

@@ -91,8 +91,7 @@ def fit(
     jobs = sum(head.size if head.kind == "label-set" else 1 for head in heads)
     share = None if budget_s is None else budget_s / max(1, jobs)
     for head in heads:
-        part = {"category": "index", "label-set": "multi_hot", "number": "value"}[head.kind]
-        y, y_valid = targets[f"{head.output}.{part}"], None if valid is None else valid[1].get(f"{head.output}.{part}")
+        y, y_valid = targets[head.target], None if valid is None else valid[1].get(head.target)
         state.kinds[head.key] = head.kind
         columns = range(head.size) if head.kind == "label-set" else [0]
         forests, rounds = [], []

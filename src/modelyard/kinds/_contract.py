@@ -284,3 +284,8 @@ class Head:
     def key(self) -> str:
         """Name of the graph output."""
         return f"{self.output}.{self.part}"
+
+    @property
+    def target(self) -> str:
+        """Name of the array that an estimator is taught with: ids, 0/1 for each label, or scaled numbers."""
+        return f"{self.output}.{ {'category': 'index', 'label-set': 'multi_hot', 'number': 'value'}[self.kind]}"

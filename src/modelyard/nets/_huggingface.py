@@ -1,132 +1,135 @@
-"""Weights and settings in Hugging Face's layout: what `from_pretrained` of other programs reads is the root of our model folder.
-
-A net that has such a form defines, beside its `Config` and `Encoder`:
-
-    PREFIXES(config, head) -> [(ours, theirs)]   names of tensors: `encoder.` is the encoder's own, `head.` that of the one output
-    settings(config, head, labels, size)         the content of config.json
-    TIED(config, head) -> {ours: ours}           parameters that are another one and are not stored
-
-It applies where a network has one input read by that net and one output, and nothing between them.
-"""
+"""Names and settings of `transformers` for the causal language models: what is saved loads there unchanged, and the other way round."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import torch
+from torch import Tensor
 
-from modelyard import registry
-from modelyard.errors import ArtefactError, Problem
-from modelyard.kinds._contract import Head
-from modelyard.nets._network import _config, module_name
-from modelyard.store import hub
-from modelyard.store.state import read_arrays
+from modelyard.errors import ArtefactError, Unsupported
 
-METADATA = {"format": "pt"}
-"""What readers of the layout want to find in a safetensors file."""
+if TYPE_CHECKING:
+    from modelyard.nets.causal import Config
 
+CLASSES = {
+    "qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+}  # fmt: skip
+"""By `model_type`."""
 
-def layout(spec: Mapping[str, Any], heads: Sequence[Head]) -> tuple[ModuleType, Any, str, Head] | None:
-    """(net, its config, column, head) of a network that has the layout; None where it keeps our names."""
-    nets, fusion = spec.get("nets", {}), spec.get("fusion") or {}
-    if len(nets) != 1 or len(heads) != 1 or fusion.get("name", "concatenate") != "concatenate" or fusion.get("own"):
-        return None
-    column, entry = next(iter(nets.items()))
-    module = registry.load("nets", entry["name"])
-    if not hasattr(module, "PREFIXES"):
-        return None
-    config = _config(module.Config, entry["config"], entry["name"])
-    return (module, config, column, heads[0]) if module.PREFIXES(config, heads[0]) else None
+GPT2 = {
+    "model.embed_tokens.": "transformer.wte.", "model.embed_positions.": "transformer.wpe.", "model.norm.": "transformer.ln_f.",
+    "model.layers.": "transformer.h.", ".input_layernorm.": ".ln_1.", ".post_attention_layernorm.": ".ln_2.",
+    ".self_attn.o_proj.": ".attn.c_proj.", ".mlp.up_proj.": ".mlp.c_fc.", ".mlp.down_proj.": ".mlp.c_proj.",
+}  # fmt: skip
+"""Ours to GPT-2's; queries, keys and values are one matrix there, and all its matrices lie transposed."""
 
 
-def _pairs(module: ModuleType, config: Any, column: str, head: Head) -> list[tuple[str, str]]:
-    """(our prefix, theirs), the longest of ours first."""
-    full = {"encoder.": f"encoders.{module_name(column)}.", "head.": f"heads.{module_name(head.output)}."}
-    found = [(full[a[: a.index(".") + 1]] + a[a.index(".") + 1 :], b) for a, b in module.PREFIXES(config, head)]
-    return sorted(found, key=lambda pair: -len(pair[0]))
-
-
-def theirs(spec: Mapping[str, Any], heads: Sequence[Head], state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The parameters of a network under Hugging Face's names."""
-    found = layout(spec, heads)
-    assert found is not None
-    module, config, column, head = found
-    pairs = _pairs(*found)
-    tied = {_full(k, column, head) for k in module.TIED(config, head)}
-    out = {}
-    for name, array in state.items():
-        if name not in tied:
-            ours, other = next((p for p in pairs if name.startswith(p[0])))
-            out[other + name[len(ours) :]] = array
-    return out
-
-
-def ours(spec: Mapping[str, Any], heads: Sequence[Head], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The other way round; a tensor without a place of ours is an error of the folder."""
-    found = layout(spec, heads)
-    assert found is not None
-    module, config, column, head = found
-    pairs = sorted(_pairs(*found), key=lambda pair: -len(pair[1]))
-    out, stray = {}, []
-    for name, array in tensors.items():
-        pair = next((p for p in pairs if name.startswith(p[1])), None)
-        if pair is None:
-            stray.append(name)
-        else:
-            out[pair[0] + name[len(pair[1]) :]] = array
-    if stray:
-        raise ArtefactError(f"the folder holds {len(stray)} tensor(s) that the network has not: {', '.join(stray[:5])}")
-    for copy, source in module.TIED(config, head).items():
-        if _full(source, column, head) in out:
-            out[_full(copy, column, head)] = out[_full(source, column, head)]
-    return out
-
-
-def _full(name: str, column: str, head: Head) -> str:
-    side, _, rest = name.partition(".")
-    return f"encoders.{module_name(column)}.{rest}" if side == "encoder" else f"heads.{module_name(head.output)}.{rest}"
-
-
-def files(spec: Mapping[str, Any], heads: Sequence[Head], labels: Sequence[str] | None, size: int) -> dict[str, str]:
-    """config.json as text; `size` is the number of ids of the tokenizer."""
-    found = layout(spec, heads)
-    assert found is not None
-    module, config, _, head = found
-    body = module.settings(config, head, labels, size)
-    return {"config.json": json.dumps(body, ensure_ascii=False, indent=2) + "\n"}
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a base."""
-    path = folder / "config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size < 2**24 else None
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"{path} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise ArtefactError(f"{path} is no map of settings")
+def to_huggingface(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """Our state dict by `transformers`' names; a tied last matrix is not stored twice."""
+    own = {k: v for k, v in state.items() if not (config.tied and k == "lm_head.weight")}
+    if config.architecture != "gpt2":
+        return own
+    found: dict[str, Tensor] = {}
+    for name, value in own.items():
+        for ours, theirs in GPT2.items():
+            name = name.replace(ours, theirs)
+        found[name] = value.T.contiguous() if value.ndim == 2 and (".attn." in name or ".mlp." in name) else value
+    for i in range(config.layers):
+        for kind in ("weight", "bias"):
+            parts = [own[f"model.layers.{i}.self_attn.{x}_proj.{kind}"] for x in "qkv"]
+            for x in "qkv":
+                del found[f"transformer.h.{i}.self_attn.{x}_proj.{kind}"]
+            found[f"transformer.h.{i}.attn.c_attn.{kind}"] = torch.cat(parts).T.contiguous() if kind == "weight" else torch.cat(parts)
     return found
 
 
-def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of a base, shards joined, as float32 where they were halves; a pickle is refused."""
-    out: dict[str, np.ndarray] = {}
-    for path in hub.weights(folder):
-        out |= read_arrays(path)
-    return {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in out.items()}
+def from_huggingface(weights: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """`transformers`' weights by our names; the buffers that old GPT-2 files hold (`attn.bias`) are left out."""
+    if config.architecture == "gpt2":
+        weights = _from_gpt2(weights)
+    found = {k: v for k, v in weights.items() if not k.endswith("rotary_emb.inv_freq")}
+    if config.tied:
+        found["lm_head.weight"] = found["model.embed_tokens.weight"]
+    return found
 
 
-def must_have(folder: Path, tensors: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises `ArtefactError` naming every tensor of `wanted` that is absent or of another shape."""
-    problems = [Problem("is missing", n) for n in wanted if n not in tensors]
-    problems += [
-        Problem(f"has the shape {tensors[n].shape}, and config.json says {tuple(shape)}", n)
-        for n, shape in wanted.items()
-        if n in tensors and tensors[n].shape != tuple(shape)
-    ]
-    if problems:
-        raise ArtefactError(f"the weights in {folder} do not fit its config.json ({len(problems)} tensor(s))", problems[:20])
+def _from_gpt2(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"  # the oldest files have no prefix
+        if name.endswith((".attn.bias", ".attn.masked_bias")):
+            continue
+        for ours, theirs in GPT2.items():
+            name = name.replace(theirs, ours)
+        matrix = value.ndim == 2 and (".self_attn." in name or ".mlp." in name or ".c_attn." in name)
+        value = value.T.contiguous() if matrix else value
+        if ".attn.c_attn." in name:
+            for x, part in zip("qkv", value.chunk(3), strict=True):
+                found[name.replace(".attn.c_attn.", f".self_attn.{x}_proj.")] = part.contiguous()
+        else:
+            found[name] = value
+    return found
+
+
+def to_settings(config: Config, vocabulary: int, ids: Mapping[str, int | None]) -> dict[str, Any]:
+    """The content of `config.json`; `ids` are `bos_token_id`, `eos_token_id`, `pad_token_id`."""
+    shared = {
+        "architectures": [CLASSES[config.architecture]], "model_type": config.architecture, "vocab_size": vocabulary,
+        "tie_word_embeddings": config.tied, "torch_dtype": "float32", **ids,
+    }  # fmt: skip
+    if config.architecture == "gpt2":
+        return shared | {
+            "n_embd": config.width, "n_layer": config.layers, "n_head": config.heads, "n_inner": config.hidden, "n_positions": config.context,
+            "layer_norm_epsilon": config.eps, "activation_function": "gelu_new", "resid_pdrop": config.dropout,
+            "embd_pdrop": config.dropout, "attn_pdrop": config.dropout,
+        }  # fmt: skip
+    return shared | {
+        "hidden_size": config.width, "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
+        "num_key_value_heads": config.keys, "head_dim": config.each, "intermediate_size": config.hidden,
+        "max_position_embeddings": config.context, "rms_norm_eps": config.eps, "hidden_act": "silu",
+        "rope_theta": config.rope_theta, "attention_bias": False, "sliding_window": None, "use_sliding_window": False,
+    }  # fmt: skip
+
+
+def from_settings(found: Mapping[str, Any], base: str | None = None, **changes: Any) -> Config:
+    """The shape that a `config.json` describes; what this implementation does not compute is refused by name."""
+    from modelyard.nets.causal import Config
+
+    kind = str(found.get("model_type"))
+    if kind not in CLASSES:
+        raise Unsupported(f"the base is a {kind!r} model; expected one of {', '.join(CLASSES)}", "use")
+    if kind == "gpt2":
+        _plain(found, {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_by_inverse_layer_idx": (False, None)})
+        shape: dict[str, Any] = {
+            "width": found["n_embd"], "layers": found["n_layer"], "heads": found["n_head"], "feedforward": found.get("n_inner"),
+            "context": found["n_positions"], "eps": found.get("layer_norm_epsilon", 1e-5), "tied": found.get("tie_word_embeddings", True),
+        }  # fmt: skip
+        return _checked(Config(architecture="gpt2", **shape, base=base), changes)
+    rope = found.get("rope_parameters") or found.get("rope_scaling") or {}
+    _plain(found, {"hidden_act": ("silu", "swish"), "use_sliding_window": (False, None), "attention_bias": (kind == "qwen2", False, None),
+                   "mlp_bias": (False, None)})  # fmt: skip
+    _plain(rope, {"rope_type": ("default", None), "type": ("default", None)})
+    if kind == "mistral" and found.get("sliding_window") is not None:
+        raise Unsupported("the base attends in a sliding window, which is not computed here; set sliding_window to null to use it whole", "use")
+    heads = found["num_attention_heads"]
+    shape = {
+        "width": found["hidden_size"], "layers": found["num_hidden_layers"], "heads": heads,
+        "kv_heads": found.get("num_key_value_heads") or heads, "head_width": found.get("head_dim") or found["hidden_size"] // heads,
+        "feedforward": found["intermediate_size"], "context": found["max_position_embeddings"], "eps": found.get("rms_norm_eps", 1e-6),
+        "rope_theta": float(found.get("rope_theta") or rope.get("rope_theta") or 10_000.0), "tied": found.get("tie_word_embeddings", False),
+    }  # fmt: skip
+    return _checked(Config(architecture=kind, **shape, base=base), changes)  # type: ignore[arg-type]
+
+
+def _checked(config: Config, changes: Mapping[str, Any]) -> Config:
+    return dataclasses.replace(config, **changes)
+
+
+def _plain(found: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> None:
+    for key, values in allowed.items():
+        if found.get(key, values[0]) not in values:
+            raise ArtefactError(f"the base's config.json has {key}: {found[key]!r}; computed here: {values[0]!r}")

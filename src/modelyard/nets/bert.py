@@ -91,11 +91,11 @@ def settled(config: Config) -> Config:
         return config
     from modelyard import settings
     from modelyard.errors import Problem
-    from modelyard.nets._huggingface import read_config
+    from modelyard.nets._layout import read_settings
     from modelyard.store import hub
 
     folder = hub.locate(config.base)
-    raw = read_config(folder)
+    raw = read_settings(folder)
     kind = raw.get("model_type")
     if kind not in FAMILIES:
         raise Unsupported(f"{config.base} is of the type {kind!r}; the net bert reads {', '.join(FAMILIES)}", "use")
@@ -398,7 +398,7 @@ def settings(config: Config, head: Head, labels: Sequence[str] | None, size: int
 
 def start(encoder: Encoder, heads: dict[str, nn.Module], base: str) -> list[str]:
     """Puts the base's weights into a new encoder, and into the decoder of a masked language model; what was begun anew is told."""
-    from modelyard.nets._huggingface import must_have, read_tensors
+    from modelyard.nets._layout import must_have, read_tensors
 
     folder = Path(base)
     root = f"{encoder.config.family}."

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from modelyard.kinds._contract import Head, Part
+from modelyard.nets._network import MEMBERS
 from modelyard.nets._table import Columns, schedule
 from modelyard.settings import Between
 
@@ -28,9 +29,6 @@ TRAIN: dict[str, object] = {
 }  # fmt: skip
 STEPS = 1000
 """Steps of training: about 30 CPU seconds on tables of a dozen columns."""
-
-MEMBERS = ":members"
-"""Ends the name of a training output with the answers of every member (`verbs/train/loop.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from modelyard import registry
-from modelyard.errors import DataError, ParityError, Problem
+from modelyard.errors import ArtefactError, DataError, ParityError, Problem
 from modelyard.kinds._contract import Context, RowError, take
 from modelyard.runtime import post
 from modelyard.runtime.answers import Answers, Field, Graph, Param, Parity, Randomness, Signature, compare, kind_of, resolve
@@ -42,14 +42,18 @@ class Model:
     graphs: dict[str, Graph]
     backend: str
     version: str
+    parity: Parity | None = None
+    """How the stored examples were answered when it was loaded."""
 
     @classmethod
-    def load(cls, folder: str | Path, backend: str | None = None, *, trust_code: bool = False, **options: Any) -> Model:
-        """Read a model folder after checking every file's hash.
+    def load(
+        cls, folder: str | Path, backend: str | None = None, *, trust_code: bool = False, replay: bool = True, **options: Any
+    ) -> Model:
+        """Read a model folder after checking every file's hash, and predict its stored examples again.
 
         `backend` chooses who runs the graphs when the folder has more than one; `trust_code` allows a user's own module to
-        be imported from its source file. Raises `ArtefactError` for damaged folders, `MissingExtra` where the backend's
-        package is absent.
+        be imported from its source file; `replay` false is for parts of a model that is replayed as a whole. Raises `ArtefactError` for
+        damaged folders, `ParityError` where a stored example is answered differently, `MissingExtra` where the backend's package is absent.
         """
         folder = Path(folder)
         manifest = store.read(folder)
@@ -63,10 +67,14 @@ class Model:
         if chosen == "composite":
             from modelyard.runtime.composite import Composite
 
-            parts = [cls.load(folder / "parts" / name, trust_code=trust_code) for name in manifest["model"]["parts"]]
-            return Composite(folder, manifest, pipeline, {}, chosen, store.version(folder), parts)
-        graphs = registry.load("runtime/backends", chosen).load(folder, manifest, pipeline, arrays, options)
-        return cls(folder, manifest, pipeline, graphs, chosen, store.version(folder))
+            parts = [cls.load(folder / "parts" / name, trust_code=trust_code, replay=False) for name in manifest["model"]["parts"]]
+            model: Model = Composite(folder, manifest, pipeline, {}, chosen, store.version(folder), parts=parts)
+        else:
+            graphs = registry.load("runtime/backends", chosen).load(folder, manifest, pipeline, arrays, options)
+            model = cls(folder, manifest, pipeline, graphs, chosen, store.version(folder))
+        if replay:
+            model.parity = model.replay()
+        return model
 
     @property
     def name(self) -> str:
@@ -201,7 +209,13 @@ class Model:
         return parity
 
     def _examples(self) -> dict[str, Any]:
-        return json.loads((self.folder / "examples.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        try:
+            found = json.loads((self.folder / "examples.json").read_text(encoding="utf-8"))
+            if len(found["rows"]) != len(found["answers"]) or not found["rows"]:
+                raise ValueError(f"{len(found['rows'])} rows and {len(found['answers'])} answers")
+            return {key: found[key] for key in ("rows", "answers", "params", "seed")}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ArtefactError(f"the stored examples of {self.folder} cannot be read ({error!r}); nothing vouches for the model") from None
 
     def _examples_of(self, rows: Any) -> tuple[pl.DataFrame, dict[str, pl.Series], list[RowError]]:
         """(checked examples, key columns that name them, errors by example).

@@ -7,8 +7,6 @@ sha256, so a changed byte anywhere is another version.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,10 +30,7 @@ def write(folder: Path, manifest: dict[str, Any], fill: Callable[[Path], None]) 
     """
     if folder.exists():
         raise ArtefactError(f"{folder} exists already and nothing is ever overwritten; choose another name")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with atomic.whole(folder) as aside:
         fill(aside)
         files = {}
         for path in sorted(p for p in aside.rglob("*") if p.is_file()):
@@ -45,11 +40,6 @@ def write(folder: Path, manifest: dict[str, Any], fill: Callable[[Path], None]) 
         target = aside / MANIFEST
         target.write_text(json.dumps(body, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         atomic.sync(target)
-        atomic.sync(aside)
-        atomic.rename(aside, folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     return folder
 
 

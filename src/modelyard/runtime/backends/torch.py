@@ -34,14 +34,9 @@ def rebuild(folder: Path, manifest: Mapping[str, Any], pipeline: Pipeline, *, tr
 
     shapes = (pipeline.parts(), pipeline.cardinalities(), pipeline.heads())
     network = builder.build(manifest["model"]["net"], *shapes, trust_code=trust_code)
-    arrays = read_arrays(folder / WEIGHTS)
-    if manifest["model"].get("layout") == "huggingface":
-        from modelyard.nets import _huggingface
-
-        arrays = _huggingface.ours(manifest["model"]["net"], pipeline.heads(), arrays)
-    weights = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    weights = {name: torch.from_numpy(array.copy()) for name, array in read_arrays(folder / WEIGHTS).items()}
     try:
-        network.load_state_dict(weights, strict=True)
+        network.restore(weights) if hasattr(network, "restore") else network.load_state_dict(weights, strict=True)  # type: ignore[operator]
     except RuntimeError as error:
         raise ArtefactError(f"the weights do not fit the network that {folder} describes: {str(error)[:300]}") from None
     return network.eval()  # type: ignore[no-any-return]
@@ -59,10 +54,15 @@ def _network() -> Any:
 
 
 def graphs(network: torch.nn.Module, device: str = "cpu") -> dict[str, Graph]:
-    """NumPy-in, NumPy-out callables of a network; one named `main` unless it defines `graphs()` itself."""
+    """NumPy-in, NumPy-out callables of a network; one named `main` unless it defines `graphs()` itself.
+
+    A network with a `decoder` writes: that graph, `decoder`, is a `runtime/decoder.Decoder` with a memory of its own.
+    """
     import torch
 
     network.to(device).eval()
+    if hasattr(network, "decoder"):
+        return {"decoder": network.decoder(device)}  # type: ignore[operator]
     modules: dict[str, torch.nn.Module] = network.graphs() if hasattr(network, "graphs") else {"main": network}  # type: ignore[operator]
 
     def graph_of(module: torch.nn.Module) -> Graph:

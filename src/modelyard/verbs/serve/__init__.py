@@ -63,7 +63,7 @@ class Config:
 class Server:
     """A model behind a bound socket: `with serve(model) as s: s.url`.
 
-    Making one loads the model, replays its stored examples (`ParityError` where an answer differs) and binds the port;
+    Making one loads the model, which replays its stored examples (`ParityError` where an answer differs), and binds the port;
     connections are answered inside `with` (a thread) or in `forever` (this thread).
     """
 
@@ -81,7 +81,7 @@ class Server:
         if config.name is not None and (not config.name.isprintable() or not config.name or "/" in config.name):
             raise UsageError(f"serve.name={config.name!r} cannot stand in an address; use letters, digits and - _ . without /")
         self.model = model if isinstance(model, Model) else Model.load(model, config.backend, trust_code=trust_code)
-        self.parity = self.model.replay()
+        self.parity = self.model.parity or self.model.replay()
         self.service = Service(self.model, config.name, config.token, config.limit, Path(config.log) if config.log else None)
         try:
             self.socket = listen(config.host, config.port)

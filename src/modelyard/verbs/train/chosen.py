@@ -43,9 +43,8 @@ def weigh(found: Search, usable: list[Candidate]) -> tuple[dict[str, Any], dict[
 
 def _truths(found: Search, pipeline: Pipeline) -> list[Truth]:
     _, _, targets = next(iter(found.encoded.values()))
-    parts = {"category": "index", "label-set": "multi_hot", "number": "value"}
     weights = None if found.rows.weights is None else found.rows.weights[found.rows.held]
-    return [Truth(h, np.asarray(targets[f"{h.output}.{parts[h.kind]}"])[found.rows.held], weights) for h in pipeline.heads()]
+    return [Truth(h, np.asarray(targets[h.target])[found.rows.held], weights) for h in pipeline.heads()]
 
 
 def _rule(

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import inspect
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from modelyard import registry, settings
 from modelyard.data.batches import Batches
 from modelyard.errors import ConfigError, Problem, Unsupported
-from modelyard.kinds._contract import Array, Head, take
+from modelyard.kinds._contract import Array, take
 from modelyard.nets import _network
 from modelyard.runtime.pipeline import Pipeline
 from modelyard.store import hub
@@ -112,18 +112,17 @@ def fit(
     job = Fit(network, terms, batches, checks, config, augment=hook, device=device, rewrite=rewrite, before=before)
     result = job.run(folder, events, stop, resume=resume, progress=progress)
     network.to("cpu").eval()
-    state = {k: v.detach().cpu().contiguous().numpy() for k, v in network.state_dict().items()}
-    return section(spec, heads), network, state, result, config, origins
+    stored = network.stored() if hasattr(network, "stored") else network.state_dict()  # type: ignore[operator]
+    state = {k: v.detach().cpu().contiguous().numpy() for k, v in stored.items()}
+    return section(spec, network), network, state, result, config, origins
 
 
-def section(spec: Mapping[str, Any], heads: Sequence[Head]) -> dict[str, Any]:
+def section(spec: Mapping[str, Any], network: torch.nn.Module) -> dict[str, Any]:
     """The manifest's section of a network, with the layout of its weights where that is Hugging Face's, and the bases it began from."""
-    from modelyard.nets import _huggingface
-
-    found: dict[str, Any] = {"backend": "torch", "net": _network.stored(spec)}
-    if "nets" in spec and _huggingface.layout(spec, heads) is not None:
+    found: dict[str, Any] = {"backend": "torch", "net": _network.without_bases(spec)}
+    if getattr(network, "layout", None) is not None:
         found["layout"] = "huggingface"
-    bases = {name: hub.told(Path(c["base"])) for name, c in ((n, e["config"]) for n, e in spec.get("nets", {}).items()) if c.get("base")}
+    bases = {name: hub.told(Path(entry["config"]["base"])) for name, entry in spec.get("nets", {}).items() if entry["config"].get("base")}
     return {**found, "bases": bases} if bases else found
 
 

@@ -23,6 +23,7 @@ from torch import nn
 
 from modelyard.data.batches import Batch, Batches
 from modelyard.errors import ArtefactError
+from modelyard.nets._network import MEMBERS
 from modelyard.store import checkpoint
 from modelyard.verbs.train.config import TrainConfig
 from modelyard.verbs.train.guard import Guard, cut
@@ -36,9 +37,6 @@ Rewrite = Callable[[Batch, int | None], Batch]
 
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 3
 """`schedule: plateau`: the rate is cut to 0.3 after three epochs without a better validation loss."""
-
-MEMBERS = ":members"
-"""Ends the name of a training output `(B, M, …)` that holds the answers of an ensemble's M members beside their combination."""
 
 RESERVE = 0.1
 """Share of a time budget kept for saving and the final evaluation."""

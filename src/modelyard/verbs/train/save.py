@@ -73,7 +73,7 @@ def save(
     texts: dict[str, str] = {}
     metadata = None
     if model.get("layout") == "huggingface":
-        weights, texts, metadata = _huggingface(bound, model, weights)
+        texts, metadata = _huggingface(bound, model)
 
     def fill(target: Path) -> None:
         for file, content in (("model.safetensors", weights), ("arrays.safetensors", arrays), ("states.safetensors", states)):
@@ -87,17 +87,15 @@ def save(
     return store.write(folder, manifest, fill)
 
 
-def _huggingface(
-    bound: Bound, model: Mapping[str, Any], weights: Mapping[str, np.ndarray]
-) -> tuple[dict[str, np.ndarray], dict[str, str], dict[str, str]]:
-    """(weights under Hugging Face's names, config.json and the tokenizer's files, metadata of the safetensors file)."""
+def _huggingface(bound: Bound, model: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """(config.json and the tokenizer's files, metadata of the safetensors file) that Hugging Face's layout has beside the weights."""
     from modelyard.kinds.text._pretrained import files
-    from modelyard.nets import _huggingface
+    from modelyard.nets import _layout
 
-    heads, column = bound.pipeline.heads(), bound.pipeline.inputs[0]
+    layout, column = _layout.of(model["net"], bound.pipeline.heads()), bound.pipeline.inputs[0]
+    assert layout is not None
     labels = getattr(bound.pipeline.outputs[0].state, "labels", None)
-    texts = _huggingface.files(model["net"], heads, labels, column.state.size)
-    return _huggingface.theirs(model["net"], heads, weights), {**texts, **files(column.state)}, _huggingface.METADATA
+    return {**layout.files(labels, column.state.size), **files(column.state)}, _layout.METADATA
 
 
 def example_rows(bound: Bound, fitted: Model, split: str) -> list[dict[str, Any]]:
