@@ -136,19 +136,18 @@ class Fill(Kind):
         self, a: Mapping[str, pl.Series], b: Mapping[str, pl.Series], scale: float, tolerance: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Probabilities of the best tokens within `tolerance`; the tokens equal unless the two best lie within twice the tolerance."""
-        difference, ok, tie = [], [], []
+        found: list[tuple[float, bool, bool]] = []
         for x, y in zip(a["top"].to_list(), b["top"].to_list(), strict=True):
             if x is None or y is None or len(x) != len(y):
                 same = x is None and y is None
-                found = (0.0, same, False) if same else (1.0, False, False)
+                found.append((0.0, True, False) if same else (1.0, False, False))
             else:
                 worst = max((abs(p["score"] - q["score"]) for m, n in zip(x, y, strict=True) for p, q in zip(m, n, strict=False)), default=0.0)
                 other = [m for m, n in zip(x, y, strict=True) if m[0]["token"] != n[0]["token"]]
                 close = all(len(m) > 1 and m[0]["score"] - m[1]["score"] < 2 * tolerance for m in other)
-                found = (worst, worst <= tolerance and close, bool(other) and close)
-            for place, value in zip((difference, ok, tie), found, strict=True):
-                place.append(value)
-        return np.array(difference, np.float64), np.array(ok, bool), np.array(tie, bool)
+                found.append((worst, worst <= tolerance and close, bool(other) and close))
+        table = np.array(found, np.float64).reshape(-1, 3)
+        return table[:, 0], table[:, 1] > 0, table[:, 2] > 0
 
     def evidence(self, column: pl.Series, encoding: Encoding, state: Any) -> np.ndarray:
         """Tuples of tokens, as an object array (B,)."""

@@ -47,8 +47,9 @@ class Companions(Encoding):
     def update(self, state: VectorState, column: pl.Series) -> VectorState:
         """The highest score, or the length of the vectors."""
         if isinstance(column.dtype, pl.Struct):
-            return self.merge(state, VectorState(0, float(column.struct.field("score").max() or 0.0)))
-        return self.merge(state, VectorState(int(column.list.len().max() or 0)))
+            highest = max((x for x in column.struct.field("score").to_list() if x is not None), default=0.0)
+            return self.merge(state, VectorState(0, float(highest)))
+        return self.merge(state, VectorState(longest(column)))
 
     def merge(self, a: VectorState, b: VectorState) -> VectorState:
         """The larger ones."""
@@ -89,6 +90,11 @@ class Companions(Encoding):
     def decode(self, arrays: Mapping[str, np.ndarray], state: VectorState, context: Context) -> dict[str, pl.Series]:
         """`vector` (B, D) as lists."""
         return {"": pl.Series(arrays["vector"].astype(np.float32)).cast(ANSWER) if len(arrays["vector"]) else pl.Series([], dtype=ANSWER)}
+
+
+def longest(column: pl.Series) -> int:
+    """Numbers of the longest vector of a column."""
+    return max((len(row) for row in column.to_list() if row is not None), default=0)
 
 
 def matrix(column: pl.Series, size: int) -> np.ndarray:
@@ -154,15 +160,15 @@ class Vector(Kind):
             out = np.empty(len(pairs), object)
             out[:] = pairs
             return out
-        return matrix(column, int(column.list.len().max() or 0))
+        return matrix(column, longest(column))
 
     def measured(self, answers: Mapping[str, pl.Series]) -> np.ndarray | None:
         """The vectors (B, D)."""
-        return matrix(answers[""], int(answers[""].list.len().max() or 0))
+        return matrix(answers[""], longest(answers[""]))
 
     def summary(self, column: pl.Series) -> dict[str, Any]:
         """How long they are."""
-        size = 0 if isinstance(column.dtype, pl.Struct) else int(column.list.len().max() or 0)
+        size = 0 if isinstance(column.dtype, pl.Struct) else longest(column)
         return {"count": len(column), "missing": column.null_count(), "size": size}
 
 

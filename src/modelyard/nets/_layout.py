@@ -2,8 +2,8 @@
 
 A net that has such a form defines, beside its `Config` and `Encoder`:
 
-    PREFIXES(config, head) -> [(ours, theirs)]   names of tensors: `encoder.` is the encoder's own, `head.` that of the one output
-    TIED(config, head) -> {ours: ours}           parameters that are another one and are not stored
+    prefixes(config, head) -> [(ours, theirs)]   names of tensors: `encoder.` is the encoder's own, `head.` that of the one output
+    ties(config, head) -> {ours: ours}           parameters that are another one and are not stored
     settings(config, head, labels, size)         the content of config.json
 
 It applies where a network has one input, read by that net, one output, and nothing between them.
@@ -49,7 +49,7 @@ class Layout:
     def theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The parameters of a network under Hugging Face's names."""
         pairs = self._pairs()
-        tied = {self._full(k) for k in self.module.TIED(self.config, self.head)}
+        tied = {self._full(k) for k in self.module.ties(self.config, self.head)}
         out = {}
         for name, value in state.items():
             if name not in tied:
@@ -69,7 +69,7 @@ class Layout:
                 out[pair[0] + name[len(pair[1]) :]] = value
         if stray:
             raise ArtefactError(f"the folder holds {len(stray)} tensor(s) that the network has not: {', '.join(stray[:5])}")
-        for copy, source in self.module.TIED(self.config, self.head).items():
+        for copy, source in self.module.ties(self.config, self.head).items():
             if self._full(source) in out:
                 out[self._full(copy)] = out[self._full(source)]
         return out
@@ -81,7 +81,7 @@ class Layout:
 
     def _pairs(self) -> list[tuple[str, str]]:
         """(our prefix, theirs), the longest of ours first."""
-        found = [(self._full(a), b) for a, b in self.module.PREFIXES(self.config, self.head)]
+        found = [(self._full(a), b) for a, b in self.module.prefixes(self.config, self.head)]
         return sorted(found, key=lambda pair: -len(pair[0]))
 
     def _full(self, name: str) -> str:
@@ -96,10 +96,10 @@ def of(spec: Mapping[str, Any], heads: Sequence[Head]) -> Layout | None:
         return None
     column, entry = next(iter(nets.items()))
     module = registry.load("nets", entry["name"])
-    if not hasattr(module, "PREFIXES"):
+    if not hasattr(module, "prefixes"):
         return None
     config = read_config(module.Config, entry["config"], entry["name"])
-    return Layout(entry["name"], config, column, heads[0]) if module.PREFIXES(config, heads[0]) else None
+    return Layout(entry["name"], config, column, heads[0]) if module.prefixes(config, heads[0]) else None
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Devlin et al. 2018 (arXiv 1810.04805); Liu et al. 2019 (RoBERTa, arXiv 1907.11692). Post-norm blocks, learned positions, exact GELU. What is
 saved loads unchanged in `transformers` (`AutoModelForSequenceClassification`, `…ForTokenClassification`, `…ForMaskedLM`, `AutoModel`), because
-the modules carry the same names: `embeddings`, `encoder.layer.N`, `pooler`; only the prefixes differ (`PREFIXES`).
+the modules carry the same names: `embeddings`, `encoder.layer.N`, `pooler`; only the prefixes differ (`prefixes`).
 """
 
 from __future__ import annotations
@@ -354,7 +354,7 @@ class MaskedHead(nn.Module):
 # -- Hugging Face's layout ------------------------------------------------------------------------------------------------
 
 
-def PREFIXES(config: Config, head: Head) -> list[tuple[str, str]]:  # noqa: N802
+def prefixes(config: Config, head: Head) -> list[tuple[str, str]]:
     """(our prefix, theirs) for the one output `head`; empty where `transformers` has no such model."""
     bert = config.family == "bert"
     root = "bert." if bert else "roberta."
@@ -373,7 +373,7 @@ def PREFIXES(config: Config, head: Head) -> list[tuple[str, str]]:  # noqa: N802
     return [("encoder.", root), ("encoder.pooler.dense.", "classifier.dense."), ("head.", "classifier.out_proj.")]
 
 
-def TIED(config: Config, head: Head) -> dict[str, str]:  # noqa: N802
+def ties(config: Config, head: Head) -> dict[str, str]:
     """Parameters that are another one."""
     return {"head.decoder.weight": "encoder.embeddings.word_embeddings.weight"} if head.kind == "fill" and config.tied else {}
 
@@ -421,7 +421,7 @@ def start(encoder: Encoder, heads: dict[str, nn.Module], base: str) -> list[str]
 
 
 def _load_masked(head: MaskedHead, name: str, tensors: dict[str, np.ndarray], config: Config) -> list[str]:
-    theirs = [pair for pair in PREFIXES(config, Head("", "fill", "logits", 0)) if pair[0].startswith("head.")]
+    theirs = [pair for pair in prefixes(config, Head("", "fill", "logits", 0)) if pair[0].startswith("head.")]
     found = {}
     for own in head.state_dict():
         before, after = max((p for p in theirs if f"head.{own}".startswith(p[0])), key=lambda p: len(p[0]))

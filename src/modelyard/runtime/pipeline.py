@@ -166,7 +166,8 @@ class Pipeline:
         for column in self.outputs:
             if column.name in frame.columns:
                 context = contexts.get(column.of, {}) if column.of else {}
-                context |= {"column": c for c in self.inputs if c.name == column.of}  # texts beside it are encoded as it is
+                if column.of:  # texts beside the input are encoded as it is
+                    context["column"] = next(c for c in self.inputs if c.name == column.of)
                 encoded = column.coder.encode(frame[column.name], column.state, context)
                 out |= {f"{column.name}.{part}": array for part, array in encoded.items()}
         return out

@@ -158,12 +158,13 @@ def _read(folder: Path, state: PretrainedState) -> PretrainedState:
 def _facts(tokenizer: Tokenizer, roles: dict[str, Any]) -> tuple[int, dict[str, int]]:
     """(number of ids, role → id of special tokens); roles that the settings leave open are looked for under the usual names."""
     usual = {**{k: (v, f"<{v[1:-1].lower()}>") for k, v in SPECIAL.items()}, "cls_token": ("[CLS]", "<s>"), "sep_token": ("[SEP]", "</s>")}
-    found = {}
+    found: dict[str, int] = {}
     for role, names in usual.items():
         named = roles.get(role)
         named = named.get("content") if isinstance(named, dict) else named
         ids = [tokenizer.token_to_id(n) for n in ([named] if isinstance(named, str) else names)]
-        found |= {role: i for i in ids[::-1] if i is not None}
+        if known := [i for i in ids if i is not None]:
+            found[role] = known[0]
     size = max((int(i) for i in tokenizer.get_vocab(with_added_tokens=True).values()), default=-1) + 1
     return size, found
 
