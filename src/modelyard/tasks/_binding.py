@@ -119,6 +119,10 @@ def bind(
     first = next(iter(framed.values()))[0]
     inputs, outputs, chosen, notes = columns(config, task, first, mistakes) if like is None else _as_before(like, tasks or {})
     pipeline = Pipeline(inputs, outputs)
+    if hasattr(module, "settle"):
+        kinds = ({c.name: c.kind for c in side} for side in (inputs, outputs))
+        with mistakes.gathering():
+            frame = {**frame, "config": module.settle(frame["config"], *kinds)}
     roles = dict.fromkeys(c for c in (config.weight, config.group, config.time, *_split_columns(config)) if c)
     if like is None:
         _roles(config, list(roles), framed, source, mistakes)
@@ -368,8 +372,20 @@ def _frame(config: DataConfig, task: str | None, before: Mapping[str, str] | Non
     frames = {(t.frame, tuple(sorted(t.frame_config(config).items()))) for t in tasks} or {("rows", ())}
     if len(frames) > 1:
         raise Unsupported("outputs with different frames in one model: " + ", ".join(sorted(f for f, _ in frames)), "never")
-    name, settings = frames.pop()
-    return {"name": name, "config": dict(settings)}
+    name, chosen = frames.pop()
+    asked = config.frame.get("name")
+    if name == "rows" and config.frame:
+        if asked is None:
+            raise DataError("data.frame has settings but no name", [Problem("name it, e.g. name: slices", "data.frame.name")])
+        name, chosen = asked, tuple((k, v) for k, v in config.frame.items() if k != "name")
+    elif asked is not None and asked != name:
+        raise Unsupported(f"the examples of this task are {name}; data.frame.name cannot be {asked}", "never")
+    own = {k: v for k, v in chosen if k != "name"}
+    problems: list[Problem] = []
+    settings.parse(registry.load("data/frames", name).Config, own, "data.frame", problems)
+    if problems:
+        raise DataError(f"data.frame has {len(problems)} mistake(s)", problems)
+    return {"name": name, "config": own}
 
 
 def _bind_stream(
