@@ -284,7 +284,7 @@ class Encoder(nn.Module):
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
 
-    def blocks(self) -> list[list[nn.Module]]:
+    def ordered(self) -> list[list[nn.Module]]:
         """Modules from the text upwards, for methods that go by depth."""
         top = [[self.pooler]] if self.pooler is not None else []
         return [[self.embeddings], *([layer] for layer in self.encoder.layer), *top]  # type: ignore[list-item]
@@ -336,14 +336,16 @@ class MaskedHead(nn.Module):
         self.transform.dense = nn.Linear(config.width, config.width)
         self.transform.LayerNorm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.activation = config.activation if config.family == "bert" else "gelu"
-        self.decoder = nn.Linear(config.width, table.num_embeddings, bias=False)
-        self.bias = nn.Parameter(torch.zeros(table.num_embeddings))
+        self.decoder = nn.Linear(config.width, table.num_embeddings, bias=not config.tied)
+        # transformers has the bias under two names; an untied decoder stores both, and what was under `decoder.bias` counts
+        self.bias = nn.Parameter(torch.zeros(table.num_embeddings)) if config.tied else self.decoder.bias
         nn.init.normal_(self.transform.dense.weight, std=0.02)
         nn.init.zeros_(self.transform.dense.bias)
         if config.tied:
             self.decoder.weight = table.weight
         else:
             nn.init.normal_(self.decoder.weight, std=0.02)
+            nn.init.zeros_(self.decoder.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, M, D) → logits (B, M, ids)."""
@@ -428,7 +430,7 @@ def _load_masked(head: MaskedHead, name: str, tensors: dict[str, np.ndarray], co
         key = after + f"head.{own}"[len(before) :]
         if key in tensors:
             found[own] = tensors[key]
-    if "bias" not in found:
+    if not {"bias", "decoder.bias"} & found.keys():
         return [f"{name}: the base has no decoder of masked tokens: it begins anew"]
     _load(head, found)
     return []

@@ -58,7 +58,7 @@ class Column:
         """JSON form; arrays of the state go to `arrays`."""
         state = pack(self.state, f"{side}/{self.name}", arrays)
         return {
-            "name": self.name, "kind": self.kind, "encoding": self.encoding, "config": asdict(self.config), "state": state,
+            "name": self.name, "kind": self.kind, "encoding": self.encoding, "config": asdict(self.coder.kept(self.config)), "state": state,
             "of": self.of, "summary": self.summary, "missing": asdict(self.missing), "monotone": self.monotone,
         }  # fmt: skip
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +100,10 @@ class Pretrained(Encoding):
             state.texts, state.tokenizer, state.settings = [], tokenizer.to_str(), json.dumps(roles)
             state.size, state.special = _facts(tokenizer, roles)
         return state
+
+    def kept(self, config: PretrainedConfig) -> PretrainedConfig:
+        """Without the folder of the base: its tokenizer is in the state."""
+        return replace(config, base=None)
 
     def parts(self, state: PretrainedState) -> dict[str, Part]:
         """`tokens`."""

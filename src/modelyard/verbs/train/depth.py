@@ -1,6 +1,6 @@
 """Modules of a network in order of depth, from the input to the heads: what methods that treat layers differently go by.
 
-An encoder's own order is `blocks()` where it has one, else the order in which its parts were made, lists and sequences of modules taken
+An encoder's own order is `ordered()` where it has one, else the order in which its parts were made, lists and sequences of modules taken
 apart. Encoders of several inputs are aligned at the top: the last blocks of all of them are one level.
 """
 
@@ -54,8 +54,8 @@ def levels(network: nn.Module, method: str) -> list[Level]:
 
 
 def _blocks(encoder: nn.Module) -> list[list[nn.Module]]:
-    if hasattr(encoder, "blocks") and callable(encoder.blocks):
-        return [list(block) for block in encoder.blocks()]
+    if hasattr(encoder, "ordered"):
+        return [list(block) for block in encoder.ordered()]  # type: ignore[operator]
     found = [[m] for m in _flat(encoder) if any(True for _ in m.parameters())]
     return found or [[encoder]]
 
