@@ -41,7 +41,7 @@ LABELS: list[Any] = ["x", "红", "ß", "new", None, "X"]
 
 
 @pytest.mark.parametrize("indicator", [False, True])
-@pytest.mark.parametrize("numbers", ["scaled", "raw"])
+@pytest.mark.parametrize("numbers", ["scaled", "raw", "bins"])
 @pytest.mark.parametrize("rows", [1, 2, 70])
 def test_plain_rows_are_encoded_alike(numbers: str, indicator: bool, rows: int) -> None:
     made = pipeline(numbers, indicator)
