@@ -161,6 +161,10 @@ class Encoding(ABC):
         """`start → update → finish` in one call."""
         return self.finish(self.update(self.start(config or self.Config()), column))
 
+    def kept(self, config: Any) -> Any:
+        """The config as a manifest keeps it once the state is fitted: without what was of this machine (a path)."""
+        return config
+
     def beside(self, column: pl.Series) -> list[pl.Series]:
         """Values in an aligned truth that the encoding of its input is fitted on too: texts beside a text."""
         return []

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from modelyard import registry
 from modelyard.data.source import DataConfig, Source
 from modelyard.errors import GateFailed, ModelyardError, Problem, Unsupported
 from modelyard.runtime.answers import Graph
@@ -225,16 +226,20 @@ def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints:
     learner.set_encodings(choice, pipeline)
     if bound.stream is not None and choice.estimator:
         raise Unsupported(f"{choice.estimator} learns from arrays in memory; with data.stream choose a net, e.g. model=mlp", "use")
-    pipeline.fit([bound.splits["train"]] if bound.stream is None else bound.stream)
+    frames, owner = _read_frames(bound)
+    pipeline.fit([frames["train"]] if bound.stream is None else bound.stream)
     arrays = {}
     if bound.stream is not None:
         inputs = bound.stream.encode(lambda frame: pipeline.encode(frame).arrays, "input")
         arrays["train"] = inputs, bound.stream.encode(lambda frame: pipeline.targets(frame, pipeline.encode(frame).contexts), "target")
     for split in ("train", "valid") if bound.stream is None else ("valid",):
-        if split in bound.splits and bound.splits[split].height:
-            encoded = pipeline.encode(bound.splits[split])
-            arrays[split] = encoded.arrays, pipeline.targets(bound.splits[split], encoded.contexts)
+        if split in frames and frames[split].height:
+            encoded = pipeline.encode(frames[split])
+            arrays[split] = encoded.arrays, pipeline.targets(frames[split], encoded.contexts)
     weights = _weights(bound)
+    if owner is not None:  # a document counts once, however many slices it has
+        share = 1 / np.bincount(owner)[owner].astype(np.float32)
+        weights = share if weights is None else weights[owner] * share
     began = time.monotonic()
     graphs: dict[str, Graph]
     beside: dict[str, str] = {}
@@ -267,6 +272,17 @@ def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints:
         }  # fmt: skip
     facts = {"training": training, "seed": config.seed}
     return save(target, job.name, bound, section, graphs, parameters, stored, facts, config, beside=beside), facts
+
+
+def _read_frames(bound: Bound) -> tuple[dict[str, pl.DataFrame], np.ndarray | None]:
+    """(training and validation rows as the model reads them, the example of each training row): examples themselves, or their slices."""
+    module = registry.load("data/frames", bound.frame["name"])
+    kept: dict[str, pl.DataFrame] = {s: bound.splits[s] for s in ("train", "valid") if s in bound.splits}
+    if not hasattr(module, "cut"):
+        return kept, None
+    config = module.Config(**bound.frame["config"])
+    found = {s: module.cut(frame, config) for s, frame in kept.items()}
+    return {s: frame for s, (frame, _) in found.items()}, found["train"][1]
 
 
 def _yaml(resolved: Mapping[str, Any]) -> str:

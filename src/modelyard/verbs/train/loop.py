@@ -33,6 +33,8 @@ from modelyard.verbs.train.optimisers import factor, make
 Loss = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 Augment = Callable[[dict[str, torch.Tensor], np.ndarray, int], tuple[dict[str, torch.Tensor], Any]]
 """(inputs, example ids, epoch) -> (inputs, mix): `mix` has `partner_B` and `weight_B`, or is None."""
+Rewrite = Callable[[Batch, int | None], Batch]
+"""(batch, epoch) -> the batch with other inputs and targets; epoch None in a validation, which is the same each time."""
 
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 3
 """`schedule: plateau`: the rate is cut to 0.3 after three epochs without a better validation loss."""
@@ -146,10 +148,12 @@ class Fit:
     def __init__(
         self, network: nn.Module, terms: Sequence[Term], train: Batches | Blocks, valid: Batches | Blocks | None, config: TrainConfig, *,
         augment: Augment | None = None, device: str = "cpu", judge: Callable[[nn.Module], float] | None = None,
+        rewrite: Rewrite | None = None, before: Callable[[int], None] | None = None,
     ) -> None:
-        """`judge` gives what early stopping and the plateau watch instead of the validation loss; lower is better."""
+        """`judge` gives what early stopping and the plateau watch instead of the validation loss; lower is better. `before` is called
+        with each epoch before its steps (what is frozen changes there)."""
         self.network, self.terms, self.train, self.valid, self.config = network.to(device), list(terms), train, valid, config
-        self.augment, self.device, self.judge = augment, device, judge
+        self.augment, self.device, self.judge, self.rewrite, self.before = augment, device, judge, rewrite, before
         self.optimiser = make(network, config)
         self.guard = Guard(network)
         self.matrices = [p for p in self.guard.parameters if p.ndim > 1]
@@ -178,8 +182,9 @@ class Fit:
         self._seed()
         rate = float(self.config.lr or 0) * factor(self.config, self.step, self.steps) * self.plateau
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)
         self.guard.remember()
+        batch = batch if self.rewrite is None else self.rewrite(batch, epoch)
         totals = self._backward(batch, epoch)
         norm, found = self.guard.facts([*totals.values, *totals.units])
         if not (math.isfinite(norm) and all(map(math.isfinite, found))):
@@ -297,6 +302,8 @@ class Fit:
         self.network.train()
         while not self.stopped and self.step < self.steps and not stop.is_set():
             epoch, at = divmod(self.step, self.train.steps)
+            if self.before is not None:
+                self.before(epoch)
             for batch in self.train.epoch(epoch, at):
                 self.running = [a + b for a, b in zip(self.running, self.update(batch, epoch), strict=True)]
                 ended = self.step % self.train.steps == 0 or self.step >= self.steps
@@ -326,7 +333,7 @@ class Fit:
         self.running = [0.0] * (2 * count)
         self.guard.weights(self.step)
         entry: dict[str, Any] = {
-            "event": "epoch", "epoch": epoch + 1, "step": self.step, "steps": self.steps, "loss": loss, "lr": self.optimiser.param_groups[0]["lr"],
+            "event": "epoch", "epoch": epoch + 1, "step": self.step, "steps": self.steps, "loss": loss, "lr": self.optimiser.param_groups[-1]["lr"],
             "seconds": round(self.seconds, 3),
         }  # fmt: skip
         judged = loss
@@ -369,7 +376,7 @@ class Fit:
         totals = [0.0] * (2 * count)
         with self._saved_weights(), torch.no_grad():
             for batch in self.valid.epoch(0):
-                found = list(self._terms(batch))
+                found = list(self._terms(batch if self.rewrite is None else self.rewrite(batch, None)))
                 sums = torch.stack([*(v.sum() for v, _ in found), *(w.sum() for _, w in found)]).tolist()
                 totals = [a + b for a, b in zip(totals, sums, strict=True)]
         pairs = zip(self.terms, totals[:count], totals[count:], strict=True)
@@ -421,6 +428,8 @@ class Fit:
         before = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         averaged = None if self.averaged is None else {k: v.clone() for k, v in self.averaged.items()}
         self.network.train()
+        if self.before is not None:
+            self.before(0)
         times: list[float] = []
         for batch in self.train.epoch(0):
             start = time.monotonic()

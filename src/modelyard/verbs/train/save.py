@@ -92,10 +92,10 @@ def example_rows(bound: Bound, fitted: Model, split: str, params: Mapping[str, A
 
     A model that writes answers a few rows only, as somebody would ask it.
     """
-    frames = registry.load("data/frames", bound.frame["name"])
-    if hasattr(frames, "columns"):
+    if not fitted.by_row:
         raw: pl.DataFrame = bound.source.tables["train"].frame()
         return [dict(row) for row in raw.head(SERIES_ROWS).to_dicts()]
+    frames = registry.load("data/frames", bound.frame["name"])
     rows = bound.splits[split]
     if "decoder" in fitted.graphs:
         rows = rows.head(WRITTEN_ROWS)

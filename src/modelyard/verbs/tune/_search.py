@@ -394,7 +394,8 @@ def aim(bound: Bound, wanted: str | None, judged: list[str] | None) -> tuple[str
     if column.kind not in metric.kinds:
         message = f"{name} is for {' and '.join(metric.kinds)} outputs; {column.name} is of kind {column.kind}"
         raise ConfigError("tune.metric does not apply", [Problem(message, "tune.metric", f"Use one of {', '.join(scoring.names(column.kind))}.")])
-    if column.name not in bound.splits["valid"].columns and metric.needs != "features":
+    brings = bound.tasks[column.name].examine is not None  # its truth is no column
+    if column.name not in bound.splits["valid"].columns and metric.needs != "features" and not brings:
         reason = f"{metric.name} compares answers with known ones, and the data has no column {column.name}; name a target column, or a metric that needs none"
         raise Unsupported(reason, "needs")
     return column.name, name if "/" in name else metric.name, metric.better
