@@ -13,11 +13,12 @@ import numpy as np
 import polars as pl
 
 from modelyard import registry
-from modelyard.errors import DataError, ParityError, Problem
+from modelyard.errors import ArtefactError, DataError, ParityError, Problem
 from modelyard.kinds._contract import Context, RowError, take
 from modelyard.runtime import post
 from modelyard.runtime.answers import Answers, Field, Graph, Param, Parity, Randomness, Signature, compare, kind_of, resolve
 from modelyard.runtime.pipeline import Column, Encoded, Pipeline, dense
+from modelyard.runtime.quick import Quick
 from modelyard.runtime.rows import may_be_absent, to_columns
 from modelyard.store import folder as store
 from modelyard.store.state import read_arrays
@@ -42,14 +43,18 @@ class Model:
     graphs: dict[str, Graph]
     backend: str
     version: str
+    parity: Parity | None = None
+    """How the stored examples were answered when it was loaded."""
 
     @classmethod
-    def load(cls, folder: str | Path, backend: str | None = None, *, trust_code: bool = False, **options: Any) -> Model:
-        """Read a model folder after checking every file's hash.
+    def load(
+        cls, folder: str | Path, backend: str | None = None, *, trust_code: bool = False, replay: bool = True, **options: Any
+    ) -> Model:
+        """Read a model folder after checking every file's hash, and predict its stored examples again.
 
         `backend` chooses who runs the graphs when the folder has more than one; `trust_code` allows a user's own module to
-        be imported from its source file. Raises `ArtefactError` for damaged folders, `MissingExtra` where the backend's
-        package is absent.
+        be imported from its source file; `replay` false is for parts of a model that is replayed as a whole. Raises `ArtefactError` for
+        damaged folders, `ParityError` where a stored example is answered differently, `MissingExtra` where the backend's package is absent.
         """
         folder = Path(folder)
         manifest = store.read(folder)
@@ -63,10 +68,14 @@ class Model:
         if chosen == "composite":
             from modelyard.runtime.composite import Composite
 
-            parts = [cls.load(folder / "parts" / name, trust_code=trust_code) for name in manifest["model"]["parts"]]
-            return Composite(folder, manifest, pipeline, {}, chosen, store.version(folder), parts)
-        graphs = registry.load("runtime/backends", chosen).load(folder, manifest, pipeline, arrays, options)
-        return cls(folder, manifest, pipeline, graphs, chosen, store.version(folder))
+            parts = [cls.load(folder / "parts" / name, trust_code=trust_code, replay=False) for name in manifest["model"]["parts"]]
+            model: Model = Composite(folder, manifest, pipeline, {}, chosen, store.version(folder), parts=parts)
+        else:
+            graphs = registry.load("runtime/backends", chosen).load(folder, manifest, pipeline, arrays, options)
+            model = cls(folder, manifest, pipeline, graphs, chosen, store.version(folder))
+        if replay:
+            model.parity = model.replay()
+        return model
 
     @property
     def name(self) -> str:
@@ -120,8 +129,16 @@ class Model:
         random number of programs that draw any.
         """
         settings = resolve(self._params, params)
+        if type(rows) is list and 0 < len(rows) <= BLOCK and self.quick is not None and (arrays := self.quick.encode(rows)) is not None:
+            outputs = self.run(Encoded(arrays, {}, len(rows)), settings, seed or 0)
+            return self._answers(self.decode_rows(post.apply(outputs, self.manifest.get("post", [])), {}), [], len(rows))
         examples, keys, failures = self._examples_of(rows)
         return self._answer(examples, keys, failures, settings, seed)
+
+    @cached_property
+    def quick(self) -> Quick | None:
+        """What encodes the plain rows of a request, where there is such a way."""
+        return Quick.of(self.pipeline) if type(self) is Model and self.frame["name"] == "rows" else None
 
     def predict_examples(self, examples: pl.DataFrame, params: Mapping[str, Any] | None = None, seed: int | None = None) -> Answers:
         """Answers for examples that were framed before (training and evaluation); one row each."""
@@ -138,9 +155,11 @@ class Model:
         if len(good):
             outputs, contexts = self.outputs(clean, settings, 0 if seed is None else seed, good)
             answers = self.decode_rows(post.apply(outputs, self.manifest.get("post", [])), contexts)
-        columns = self._scatter(answers, good, examples.height)
+        return self._answers({**keys, **self._scatter(answers, good, examples.height)}, failures, examples.height)
+
+    def _answers(self, columns: Mapping[str, pl.Series], failures: list[RowError], rows: int) -> Answers:
         kinds = {c.name: c.kind for c in self.pipeline.outputs}
-        return Answers(pl.DataFrame([*keys.values(), *columns.values()]), failures, examples.height, self.name, self.version, kinds)
+        return Answers(pl.DataFrame(list(columns.values())), failures, rows, self.name, self.version, kinds)
 
     def outputs(
         self, examples: pl.DataFrame, params: Mapping[str, Any] | None = None, seed: int = 0, index: np.ndarray | None = None
@@ -195,7 +214,13 @@ class Model:
         return parity
 
     def _examples(self) -> dict[str, Any]:
-        return json.loads((self.folder / "examples.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        try:
+            found = json.loads((self.folder / "examples.json").read_text(encoding="utf-8"))
+            if not found["rows"] or not found["answers"]:
+                raise ValueError(f"{len(found['rows'])} rows and {len(found['answers'])} answers")
+            return {key: found[key] for key in ("rows", "answers", "params", "seed")}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ArtefactError(f"the stored examples of {self.folder} cannot be read ({error!r}); nothing vouches for the model") from None
 
     def _examples_of(self, rows: Any) -> tuple[pl.DataFrame, dict[str, pl.Series], list[RowError]]:
         """(checked examples, key columns that name them, errors by example).

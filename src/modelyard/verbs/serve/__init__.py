@@ -63,7 +63,7 @@ class Config:
 class Server:
     """A model behind a bound socket: `with serve(model) as s: s.url`.
 
-    Making one loads the model, replays its stored examples (`ParityError` where an answer differs) and binds the port;
+    Making one loads the model, which replays its stored examples (`ParityError` where an answer differs), and binds the port;
     connections are answered inside `with` (a thread) or in `forever` (this thread).
     """
 
@@ -81,7 +81,7 @@ class Server:
         if config.name is not None and (not config.name.isprintable() or not config.name or "/" in config.name):
             raise UsageError(f"serve.name={config.name!r} cannot stand in an address; use letters, digits and - _ . without /")
         self.model = model if isinstance(model, Model) else Model.load(model, config.backend, trust_code=trust_code)
-        self.parity = self.model.replay()
+        self.parity = self.model.parity if self.model is not model and self.model.parity else self.model.replay()
         self.service = Service(self.model, config.name, config.token, config.limit, Path(config.log) if config.log else None)
         try:
             self.socket = listen(config.host, config.port)
@@ -104,6 +104,8 @@ class Server:
         """The uvicorn server; it stops accepting, answers what is in flight, and ends."""
         import uvicorn
 
+        from modelyard.verbs.serve.protocol import Protocol
+
         service = self.service
 
         class Engine(uvicorn.Server):
@@ -113,7 +115,7 @@ class Server:
 
         return Engine(uvicorn.Config(
             service.app(), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=DRAIN,
-            timeout_keep_alive=30, h11_max_incomplete_event_size=64 * 1024, server_header=False, ws="none",
+            timeout_keep_alive=30, http=Protocol.of(service.begin, frozenset({service.path.encode("ascii")}), service.limit), server_header=False, ws="none",
         ))  # fmt: skip
 
     def __enter__(self) -> Server:

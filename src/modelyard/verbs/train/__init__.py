@@ -295,7 +295,6 @@ def _judge(
 
     judged_by, run = judged_by or Judged(), job.run
     model = Model.load(folder, trust_code=True)
-    parity = model.replay()
     splits = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height]
     if known:
         bound, answers = _out_of_fold(bound, known, model)
@@ -308,7 +307,7 @@ def _judge(
     gate = gates(metrics[next(s for s in ("test", "valid", "train") if s in metrics)], judged_by.gate)
     run.write("metrics.json", metrics)
     run.update(
-        state="interrupted" if job.stop.is_set() else "finished", finished=now(), version=model.version, parity=parity.to_json(),
+        state="interrupted" if job.stop.is_set() else "finished", finished=now(), version=model.version, parity=model.parity and model.parity.to_json(),
         training=facts["training"], model=_about(model, facts), data=_data(bound), facts={"version": model.version}, gate=gate,
         **{k: facts[k] for k in ("leaderboard", "promises") if k in facts},
     )  # fmt: skip
