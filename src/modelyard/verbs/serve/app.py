@@ -25,13 +25,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from modelyard import __version__
 from modelyard.errors import MachineError, ModelyardError, UsageError
 from modelyard.options import clean
 from modelyard.runtime.model import Model
-from modelyard.verbs.serve import openapi, page
+from modelyard.verbs.serve import inference, openapi, page
 from modelyard.verbs.serve.batching import Batcher
 from modelyard.verbs.serve.body import SIGNATURE, SIZE, Refused, Request, check_type, parse, unpack
-from modelyard.verbs.serve.telemetry import Telemetry
+from modelyard.verbs.serve.telemetry import Telemetry, text
 
 WORKERS = 2
 """Threads that read large bodies and run slow models; the event loop stays free for health checks."""
@@ -66,6 +67,13 @@ class Service:
         self.token = sha256(token.encode("utf-8")).digest() if token else None
         self.outputs = {f.name for f in model.signature.outputs}
         self.telemetry = Telemetry(self.name, model.version)
+        self.telemetries: Callable[[], list[Telemetry]] = lambda: [self.telemetry]
+        self.listed: Callable[[], list[dict[str, Any]]] = lambda: [
+            {"id": self.name, "object": "model", "owned_by": "modelyard", "version": model.version}
+        ]
+        """What `/metrics` and `/v1/models` tell; a fleet tells of all its models."""
+        self.running = 0
+        """Requests that have begun and not ended."""
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="predict")
         self.batcher = Batcher(lambda rows: self.model.predict(rows).to_json(), self.pool, WAITING, PATIENCE)
         # examples of many rows are found among the rows that came, and programs draw by a row's place in the call
@@ -117,6 +125,13 @@ class Service:
             self._route(f"/v1/models/{name}:predict", "predict", self.elsewhere, "POST"),
             self._route(f"/v1/models/{name}/metadata", "metadata", self.metadata),
             self._route(f"/v1/models/{name}", "status", self.status),
+            self._route("/v2", "server", self.about),
+            self._route(f"/v2/models/{name}/versions/{{version:str}}/infer", "infer", self.infer, "POST"),
+            self._route(f"/v2/models/{name}/versions/{{version:str}}/ready", "ready", self.model_ready),
+            self._route(f"/v2/models/{name}/versions/{{version:str}}", "metadata", self.tensors),
+            self._route(f"/v2/models/{name}/infer", "infer", self.infer, "POST"),
+            self._route(f"/v2/models/{name}/ready", "ready", self.model_ready),
+            self._route(f"/v2/models/{name}", "metadata", self.tensors),
         ]
         return Starlette(routes=routes, exception_handlers={404: self._missing, 405: self._method})
 
@@ -127,6 +142,7 @@ class Service:
             began = time.perf_counter()
             given = request.headers.get("x-request-id", "")
             request.state.id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+            self.running += 1
             try:
                 if request.method not in allowed:
                     raise Refused(405, f"{request.method} is not taken here; use {method}")
@@ -138,6 +154,8 @@ class Service:
                 response = JSONResponse({"error": message}, status, headers)
                 if status == 405:
                     response.headers["Allow"] = ", ".join(allowed)
+            finally:
+                self.running -= 1
             self.telemetry.request(label, response.status_code, time.perf_counter() - began)
             self._stamp(request.state.id, response)
             return response
@@ -184,7 +202,8 @@ class Service:
     def _named(self, request: HttpRequest) -> None:
         name, version = request.path_params["name"], request.path_params.get("version")
         if name != self.name:
-            raise Refused(404, f"no model {name[:80]!r} is served here; there is {self.name!r}")
+            there = ", ".join(dict.fromkeys(repr(e["id"]) for e in self.listed()))
+            raise Refused(404, f"no model {name[:80]!r} is served here; there is {there}")
         if version not in (None, "1", self.model.version):
             raise Refused(404, f"no version {version[:40]!r} is served here; there is {self.model.version}")
 
@@ -203,7 +222,10 @@ class Service:
         request_id = given.get(b"x-request-id", b"").decode("latin-1")
         request_id = request_id if REQUEST_ID.fullmatch(request_id) else secrets.token_hex(8)
 
+        self.running += 1
+
         def finish(found: bytes | Exception) -> None:
+            self.running -= 1
             headers: dict[str, str] = {}
             status, body = 200, found
             if isinstance(body, Exception):
@@ -311,8 +333,7 @@ class Service:
 
     async def models(self, request: HttpRequest) -> Response:
         """The models served here."""
-        entry = {"id": self.name, "object": "model", "owned_by": "modelyard", "version": self.model.version}
-        return JSONResponse({"object": "list", "data": [entry], "models": [entry]})
+        return JSONResponse({"object": "list", "data": self.listed(), "models": self.listed()})
 
     async def status(self, request: HttpRequest) -> Response:
         """TensorFlow Serving's status of a model, with OpenAI's keys beside it."""
@@ -332,6 +353,49 @@ class Service:
             {"model_spec": spec, "metadata": {"signature_def": self.model.signature.to_json()}, "backend": self.model.backend}
         )
 
+    async def about(self, request: HttpRequest) -> Response:
+        """Open Inference Protocol: the server."""
+        return JSONResponse({"name": "modelyard", "version": __version__, "extensions": ["binary_tensor_data"]})
+
+    async def tensors(self, request: HttpRequest) -> Response:
+        """Open Inference Protocol: the model's tensors."""
+        self._named(request)
+        return JSONResponse(inference.metadata(self.model, self.name))
+
+    async def model_ready(self, request: HttpRequest) -> Response:
+        """Open Inference Protocol: whether the model answers."""
+        self._named(request)
+        return JSONResponse({"name": self.name, "ready": self.ready}, 200 if self.ready else 503)
+
+    async def infer(self, request: HttpRequest) -> Response:
+        """Open Inference Protocol: named tensors in, named tensors out."""
+        self._named(request)
+        encoding = request.headers.get("content-encoding", "").strip().lower()
+        header = request.headers.get("inference-header-content-length", "")
+        raw = unpack(await self._body(request.receive), encoding, self.limit)
+        asked_rows, asked = inference.rows_of(raw, header, self.model.signature.inputs)
+        params = {k: v for k, v in (asked.get("parameters") or {}).items() if k in {p.name for p in self.model.signature.params}}
+        answers = await self.answered(Request(asked_rows, False, params or None, None, False))
+        self.telemetry.answered(len(answers), sum(set(a) == {"error"} for a in answers))
+        body, head = inference.answer(answers, asked, self.model, self.name)
+        if head is None:
+            return Response(body, media_type="application/json")
+        return Response(body, media_type="application/octet-stream", headers={"Inference-Header-Content-Length": str(head)})
+
+    async def answered(self, asked: Request) -> list[dict[str, Any]]:
+        """Answers to rows, in a batch with others where they fit one."""
+        loop = asyncio.get_running_loop()
+        if not asked.rows or not self.merges or asked.params is not None:
+            return await loop.run_in_executor(self.pool, self._answers, asked)
+        answer: asyncio.Future[list[dict[str, Any]]] = loop.create_future()
+
+        def done(found: list[dict[str, Any]] | Exception) -> None:
+            if not answer.done():
+                answer.set_exception(found) if isinstance(found, Exception) else answer.set_result(found)
+
+        self.batcher.submit(asked.rows, done)
+        return await answer
+
     async def live(self, request: HttpRequest) -> Response:
         """The process lives."""
         return JSONResponse({"live": True})
@@ -342,7 +406,7 @@ class Service:
 
     async def metrics(self, request: HttpRequest) -> Response:
         """Prometheus text."""
-        return Response(self.telemetry.text(), media_type="text/plain; version=0.0.4")
+        return Response(text(self.telemetries()), media_type="text/plain; version=0.0.4")
 
     async def description(self, request: HttpRequest) -> Response:
         """OpenAPI."""
