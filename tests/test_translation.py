@@ -105,14 +105,14 @@ def test_both_sides_share_a_vocabulary_where_they_are_asked_to() -> None:
 
 def test_parallel_texts_from_a_list_or_a_folder(tmp_path: Path) -> None:
     (tmp_path / "train.en").write_text("a\n\nc\u2028c\nd\n", encoding="utf-8")
-    (tmp_path / "train.de.gz").write_bytes(gzip.compress("A\nB\nC\nD".encode()))
+    (tmp_path / "train.de.gz").write_bytes(gzip.compress(b"A\nB\nC\nD"))
     for name in ("val.en", "val.de", "test_2016.en", "test_2016.de", "readme.md"):
         (tmp_path / name).write_text("x\n", encoding="utf-8")
     listed = open_source(DataConfig(path=["train.en", "train.de.gz"]), tmp_path).tables["train"]
     assert listed.data.rows() == [("a", "A"), ("c\u2028c", "C"), ("d", "D")] and list(listed.data.columns) == ["en", "de"]
     assert [(Path(s.file).name, s.line, s.column) for s in listed.set_aside] == [("train.en", 2, "en")] and listed.rows_read == 4
     tables = open_source(DataConfig(path=str(tmp_path)), tmp_path).tables
-    assert {name: sorted(t.data.columns) for name, t in tables.items()} == dict.fromkeys(("train", "valid", "test"), ["de", "en"])
+    assert {name: sorted(t.data.columns) for name, t in tables.items()} == {key: ["de", "en"] for key in ("train", "valid", "test")}
     (tmp_path / "train.en").write_text("a\nb\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"2 \(train.en\) and 4 \(train.de.gz\)"):
         open_source(DataConfig(path=["train.en", "train.de.gz"]), tmp_path)
@@ -142,7 +142,7 @@ def test_batches_by_tokens_have_equal_sums_and_hold_every_example_once() -> None
             padded += b.inputs["x.tokens"].numel() + b.targets["y.ids"].numel()
             real.append(int(b.inputs["x.length"].sum() + b.targets["y.length"].sum()))
     assert set(seen.values()) == {2} and len(seen) == 2000
-    assert 0.85 * 1500 < min(real) and max(real) < 1.15 * 1500 and padded < 1.1 * sum(real)
+    assert min(real) > 0.85 * 1500 and max(real) < 1.15 * 1500 and padded < 1.1 * sum(real)
     again = [b.index.tolist() for b in batches.epoch(1, 4)]
     assert again == [b.index.tolist() for b in found[4:]]
 
@@ -449,7 +449,7 @@ def test_from_rows_to_an_export_that_writes_the_same(tmp_path: Path) -> None:
     rows = model.examples[:6]
     some = model.predict(rows, drawn, seed=3)["fr"].to_list()
     assert some == model.predict(rows, drawn, seed=3)["fr"].to_list() != model.predict(rows, drawn, seed=4)["fr"].to_list()
-    with pytest.raises(UsageError, match="params.beams"):
+    with pytest.raises(UsageError, match="beams"):
         model.predict(rows, {"beams": 99})
     written = Model.load(export(found.model).folder)
     assert written.backend == "onnx" and written.predict(rows, drawn, seed=3)["fr"].to_list() == some

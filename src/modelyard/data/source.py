@@ -35,8 +35,8 @@ class DataConfig:
     SHORTHAND: ClassVar[str] = "path"
 
     path: Any = None
-    """File, folder or zip with the rows to learn from, or a list of parallel texts such as [train.en, train.de] (relative to the project file), a database (sqlite:///FILE, postgresql://…), what
-    `prepare` made, or a table object in Python."""
+    """File, folder or zip with the rows to learn from (relative to the project file), a database (sqlite:///FILE, postgresql://…), what
+    `prepare` made, a list of parallel texts such as [train.en, train.de], or a table object in Python."""
     train: Any = None
     """The same as path, beside valid and test."""
     valid: Any = None

@@ -179,7 +179,7 @@ def _cutter(state: TokensState) -> Any:
 def _trainer(state: TokensState, special: list[AddedToken]) -> Any:
     from tokenizers import pre_tokenizers, trainers
 
-    common = {"vocab_size": state.vocabulary, "special_tokens": special, "show_progress": False}
+    common: dict[str, Any] = {"vocab_size": state.vocabulary, "special_tokens": special, "show_progress": False}
     if state.model == "unigram":
         return trainers.UnigramTrainer(**common, unk_token=SPECIAL[UNSEEN])
     if state.model == "characters":

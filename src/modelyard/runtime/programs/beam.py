@@ -16,6 +16,7 @@ from modelyard.errors import Problem, UsageError
 from modelyard.runtime.answers import Graph, Param, Randomness
 from modelyard.runtime.programs import generate
 from modelyard.runtime.programs._writing import ROWS, Block, Texts, blocks, log_total
+from modelyard.runtime.sampling import PARAMS as DRAWN
 
 PARAMS = (
     Param("beams", "int", 4, 1, 32, doc="beginnings that go on side by side; 1 takes (or draws) one token at a time"),
@@ -29,7 +30,7 @@ def run(graphs: Mapping[str, Graph], inputs: dict[str, np.ndarray], params: Mapp
     """`<output>.ids`, `<output>.score` (mean log-probability) and `<output>.gap` of every example."""
     if params["beams"] == 1:
         return generate.run(graphs, inputs, params, random)
-    drawing = [p.name for p in generate.SAMPLING if params[p.name] != p.default]
+    drawing = [p.name for p in DRAWN if params[p.name] != p.default]
     if drawing:
         reason = "beam search takes the most likely texts; write beams=1 to draw them"
         raise UsageError("wrong parameters: " + reason, [Problem(reason, f"params.{name}") for name in drawing])

@@ -9,10 +9,10 @@ import numpy as np
 
 from modelyard.runtime.answers import Graph, Param, Randomness
 from modelyard.runtime.programs._writing import Block, Texts, blocks, log_total
-from modelyard.runtime.sampling import PARAMS as SAMPLING
+from modelyard.runtime.sampling import PARAMS as DRAWN
 from modelyard.runtime.sampling import adjust, choose
 
-PARAMS = (*SAMPLING, Param("max_length", "int", 128, 1, 4096, doc="tokens written at most"))
+PARAMS = (*DRAWN, Param("max_length", "int", 128, 1, 4096, doc="tokens written at most"))
 
 
 def run(graphs: Mapping[str, Graph], inputs: dict[str, np.ndarray], params: Mapping[str, Any], random: Randomness) -> dict[str, np.ndarray]:
