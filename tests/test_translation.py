@@ -394,7 +394,8 @@ def test_bleu_and_chrf_equal_sacrebleu(language: str) -> None:
 def test_without_sacrebleu_the_score_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    for name in ("sacrebleu.metrics.bleu", "sacrebleu.metrics"):
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     entry = metrics.evaluate_output("text", np.array(["a"], object), np.array(["a"], object), ["bleu"])["bleu"]
     assert math.isnan(entry["value"]) and "pip install sacrebleu" in entry["note"]
