@@ -464,3 +464,56 @@ def test_settings_that_cannot_be_are_refused() -> None:
     bound = bind(DataConfig(path=toy(40, 0).tables, target="fr", inputs={"en": "text"}), "translation", Path())
     with pytest.raises(ConfigError, match="heads"):
         learner.choose({"name": "seq2seq", "width": 30, "heads": 4}, bound.pipeline, bound.tasks, 30)
+
+
+# --- padding that a net sees -----------------------------------------------------------------------------------------------
+
+
+def test_texts_are_filled_up_at_the_side_asked_for() -> None:
+    from modelyard.verbs.train.shift import shifted
+
+    coder, column = KIND.encodings["tokens"], pl.Series(["a b c", "a", "", "a b c a b c a b c"])
+    rows = {}
+    for side in ("back", "front", "random"):
+        state = coder.fit(column, TokensConfig(model="characters", fill=8, side=side))  # type: ignore[arg-type]
+        found = coder.encode(column, state, {})["tokens"]
+        assert found.lengths_B.tolist() == [8] * 4
+        rows[side] = found.values.reshape(4, 8)
+    plain = coder.encode(column, coder.fit(column, TokensConfig(model="characters")), {})["tokens"]
+    for i, n in enumerate([5, 1, 0, 8]):
+        own = plain.values[plain.offsets[i] :][:n].tolist()
+        assert rows["back"][i].tolist() == rows["random"][i].tolist() == own + [0] * (8 - n)
+        assert rows["front"][i].tolist() == [0] * (8 - n) + own
+    torch.manual_seed(0)
+    starts = Counter[int]()
+    for _ in range(400):
+        moved = shifted({"x.tokens": torch.from_numpy(rows["random"])}, ["x"])["x.tokens"].numpy()
+        starts[int(np.flatnonzero(moved[0])[0])] += 1
+        for i, n in enumerate([5, 1, 0, 8]):
+            at = np.flatnonzero(moved[i])
+            assert moved[i][at].tolist() == rows["back"][i][:n].tolist() and (n == 0 or at[-1] - at[0] == n - 1)
+    assert set(starts) == {0, 1, 2, 3} and min(starts.values()) > 60
+
+
+def test_random_padding_is_for_training_alone(tmp_path: Path) -> None:
+    from modelyard.verbs.train import train
+    from modelyard.verbs.train.config import TrainConfig
+
+    words = ["good fine nice day", "bad sad poor night"]
+    frame = pl.DataFrame({"text": [f"{words[i % 2]} {i}" for i in range(80)], "label": ["yes", "no"] * 40})
+    text = {"kind": "text", "encoding": "tokens", "vocabulary": 60, "fill": 24, "side": "random"}
+    data = DataConfig(path={"train": frame}, target="label", inputs={"text": text})
+    found = train(data, "classification", "text-cnn", TrainConfig(epochs=2, batch=16), base=tmp_path)
+    from modelyard.runtime.model import Model
+
+    model = Model.load(found.model)
+    tokens = model.encode_rows([{"text": "good fine"}])[0].arrays["text.tokens"]
+    assert len(tokens.values) == 24 and tokens.values[0] != 0 and model.replay().ok
+
+
+def test_a_special_token_in_somebodys_text_is_a_text() -> None:
+    coder = KIND.encodings["written"]
+    state = coder.fit(pl.Series(["an <end> of <pad> it <unk>"] * 5), WrittenConfig(vocabulary=80))
+    ids = coder.encode(pl.Series(["an <end> of <pad> it <unk>"]), state, {})["ids"].values
+    assert np.flatnonzero(ids <= 2).tolist() == [len(ids) - 1]
+    assert coder.decode({"ids": ids[None]}, state, {})[""][0] == "an <end> of <pad> it <unk>"
