@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from modelyard.kinds._contract import Array, Ragged, pad
+from modelyard.kinds._contract import Array, Ragged, pad, take
 
 BUCKET = 50
 """Batches that are sorted by length together: long enough to save padding, short enough to stay random."""
@@ -115,6 +115,12 @@ class Batches:
         for step in range(start, self.steps):
             low, high = step * self.batch, min((step + 1) * self.batch, self.rows)
             yield self.gather(order[low:high]) if order is not None else self.slice(low, high)
+
+    def head(self, rows: int) -> Batches:
+        """The first examples, in batches of the same size."""
+        some = np.arange(min(self.rows, rows))
+        pick = lambda group: {k: take(v.numpy() if isinstance(v, torch.Tensor) else v, some) for k, v in group.items()}  # noqa: E731
+        return Batches(pick(self.inputs), pick(self.targets), batch=self.batch, seed=self.seed)
 
     def gather(self, index_B: torch.Tensor) -> Batch:
         """The examples named by `index_B`."""

@@ -19,6 +19,7 @@ from modelyard.data.read import Reading, read
 from modelyard.data.split import SplitConfig
 from modelyard.data.sql import is_url, read_sql
 from modelyard.data.table import SetAside, Table
+from modelyard.data.texts import read_texts, text_files
 from modelyard.data.typing import IMAGE_SUFFIX
 from modelyard.errors import DataError, Unsupported
 from modelyard.kinds._missing import Missing
@@ -140,8 +141,10 @@ class Source:
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None) -> Source:
+def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None, *, texts: bool = False) -> Source:
     """Read every table that `config` names. Raises `DataError` with what is wrong in each of them.
+
+    With `texts` a .txt file is one text, and a folder of them one each.
 
     With `mistakes` those go there instead, and what could be read is returned, so that its columns can be judged too.
     """
@@ -149,8 +152,9 @@ def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None
     if first is None:
         raise DataError("no data is named; write data=PATH (a file, folder or zip) or data: {path: …} in the project file")
     reading = Reading(
-        config.encoding, config.separator, config.header, tuple(config.missing), config.limit, config.sheet, config.max_bytes
-    )
+        config.encoding, config.separator, config.header, tuple(config.missing), config.limit, config.sheet, config.max_bytes,
+        texts,
+    )  # fmt: skip
     found = Mistakes() if mistakes is None else mistakes
     tables: dict[str, Table] = {}
     with found.gathering():
@@ -218,6 +222,8 @@ def _tables(given: Any, base: Path, reading: Reading, name: str, query: str | No
     if is_url(given):
         return {name: read_sql(str(given), base, name, query=query, table=reading.sheet)}
     path = _under(base, given)
+    if reading.texts and (files := text_files(path)):
+        return read_texts(path, files, plain, name)
     if path.is_dir():
         if artefact.made(path):
             return artefact.tables(path)

@@ -161,6 +161,10 @@ class Encoding(ABC):
         """`start → update → finish` in one call."""
         return self.finish(self.update(self.start(config or self.Config()), column))
 
+    def beside(self, column: pl.Series) -> list[pl.Series]:
+        """Values in an aligned truth that the encoding of its input is fitted on too: texts beside a text."""
+        return []
+
     @abstractmethod
     def parts(self, state: Any) -> dict[str, Part]:
         """Names and shapes of the arrays that `encode` yields."""
@@ -264,6 +268,10 @@ class Kind(ABC):
         """
         return next(iter(encoding.encode(column, state, {}).values()))
 
+    def measured(self, answers: Mapping[str, pl.Series]) -> np.ndarray | None:
+        """What metrics of values measure of the answers `{"": answer, "scores": …}`, for kinds that are neither label nor number; (B, …)."""
+        return None
+
     @abstractmethod
     def summary(self, column: pl.Series) -> dict[str, Any]:
         """JSON statistics of a canonical column: `count`, `missing`, and what describes this kind."""
@@ -278,6 +286,8 @@ class Head:
     part: str
     """`logits` (category, label-set), `value` (number), `distances` (cluster) …"""
     size: int
+    ends: tuple[int, ...] = ()
+    """Of a text that is written: ids after which nothing is."""
 
     @property
     def key(self) -> str:

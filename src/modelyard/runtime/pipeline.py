@@ -223,7 +223,7 @@ class Pipeline:
 
     def heads(self) -> list[Head]:
         """What a model must produce."""
-        return [Head(c.name, c.kind, *c.coder.head(c.state)) for c in self.outputs]
+        return [Head(c.name, c.kind, *c.coder.head(c.state), ends=tuple(getattr(c.state, "ends", ()))) for c in self.outputs]
 
     def scales(self) -> dict[str, float]:
         """Unit of each numeric output, for comparing answers."""

@@ -11,12 +11,13 @@ import polars as pl
 from modelyard.kinds._contract import Encoding, Kind, RowError
 from modelyard.kinds.text._bag import Bag, BagConfig, BagState
 from modelyard.kinds.text._chars import Chars, CharsConfig, CharsState
+from modelyard.kinds.text._language import Language, LanguageConfig, LanguageState
 from modelyard.kinds.text._tokens import Tokens, TokensConfig, TokensState
 from modelyard.kinds.text._written import Written, WrittenConfig
 
 __all__ = [
-    "KIND", "Bag", "BagConfig", "BagState", "Chars", "CharsConfig", "CharsState", "Text", "Tokens", "TokensConfig",
-    "TokensState", "Written", "WrittenConfig",
+    "KIND", "Bag", "BagConfig", "BagState", "Chars", "CharsConfig", "CharsState", "Language", "LanguageConfig", "LanguageState", "Text", "Tokens",
+    "TokensConfig", "TokensState", "Written", "WrittenConfig",
 ]  # fmt: skip
 
 
@@ -31,7 +32,7 @@ class Text(Kind):
     """
 
     name = "text"
-    encodings = {"bag": Bag(), "tokens": Tokens(), "chars": Chars(), "written": Written()}  # noqa: RUF012
+    encodings = {"bag": Bag(), "tokens": Tokens(), "chars": Chars(), "written": Written(), "language": Language()}  # noqa: RUF012
     target_encoding = "written"
 
     def check(self, column: pl.Series) -> tuple[pl.Series, list[RowError]]:
@@ -86,6 +87,11 @@ class Text(Kind):
     def evidence(self, column: pl.Series, encoding: Encoding, state: Any) -> Any:
         """Texts as they are, as objects."""
         return np.array([*column.to_list(), None], dtype=object)[:-1]
+
+    def measured(self, answers: Mapping[str, pl.Series]) -> np.ndarray | None:
+        """(B, 4): -log p of the true text, its tokens, how many of them were the likeliest, its bytes."""
+        names = ("nll", "tokens", "hits", "bytes")
+        return np.stack([answers[n].to_numpy() for n in names], 1) if all(n in answers for n in names) else None
 
     def summary(self, column: pl.Series) -> dict[str, Any]:
         """Lengths in characters and words, empty and distinct texts, share of Han characters (a hint at the language)."""

@@ -61,6 +61,8 @@ class Config:
     """File to which requests and answers are appended, one JSON object a line."""
     backend: str | None = None
     """torch, onnx or numpy; without it the model's own."""
+    workers: Annotated[int, Between(0, 64)] = 0
+    """Processes for each model beside the server's own; 0 predicts in the server. One that dies is replaced, and its work done by another."""
     models: dict[str, Any] | None = None
     """Several models in one server: name → model (a folder, run folder or run), or name → label → model or {model, share}: versions that
     share the callers, e.g. `churn: {champion: runs/churn-0003, challenger: {model: runs/churn-0004, share: 0.1}}`. What is labelled
@@ -116,8 +118,12 @@ class Server:
 
     def _service(self, model: Model, name: str | None) -> Service:
         from modelyard.verbs.serve.app import Service
+        from modelyard.verbs.serve.workers import Workers
 
-        return Service(model, name, self.config.token, self.config.limit, Path(self.config.log) if self.config.log else None)
+        count = self.config.workers
+        workers = Workers(model.folder, count, self.config.backend or "", self.trust_code) if count else None
+        log = Path(self.config.log) if self.config.log else None
+        return Service(model, name, self.config.token, self.config.limit, log, workers)
 
     def _endpoints(self, models: Mapping[str, Any]) -> dict[str, Endpoint]:
         from modelyard.verbs.serve.fleet import Arm, Endpoint
