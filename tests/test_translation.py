@@ -355,6 +355,14 @@ def test_a_text_is_the_same_alone_and_in_a_batch(params: dict[str, Any]) -> None
         assert alone["y.score"][0] == pytest.approx(together["y.score"][i], abs=1e-5)
 
 
+@pytest.mark.parametrize(("width", "count"), [(11, 5), (640, 2), (6001, 9), (64, 64)])
+def test_the_largest_logits_are_found_without_sorting_all(width: int, count: int) -> None:
+    from modelyard.runtime.programs._writing import top
+
+    x = np.random.default_rng(width).normal(size=(7, width)).astype(np.float32)
+    assert (np.sort(top(x, count), 1) == np.sort(np.argsort(-x, axis=1)[:, :count], 1)).all()
+
+
 def test_drawing_and_beams_exclude_each_other() -> None:
     with pytest.raises(UsageError, match="beams=1"):
         beam.run(graphs_of(network()), numpy(pairs()), {**DEFAULTS, "temperature": 1.0}, Randomness(0))
