@@ -182,9 +182,14 @@ def _metrics_table(output: Mapping[str, Any], say: Say) -> str:
         label = (
             f'{escape(say(name))}&nbsp;<span class="soft" title="{say(found.get("better", "higher"))}">{better}</span>'
         )
-        rows.append([label, _value(found), _value(base.get(name, {})), _interval(found), escape(found.get("note", ""))])
+        rows.append([label, _value(found), _value(base.get(name, {})), _interval(found), escape(_beside(found))])
     head = [say("metric"), say("value"), say("baseline"), say("interval"), say("note")]
     return _table(head, rows, numbers=(1, 2, 3), prose=(4,)) if rows else ""
+
+
+def _beside(found: Mapping[str, Any]) -> str:
+    """What stands beside a value: its note, and the signature of a score that papers quote."""
+    return "; ".join(filter(None, [found.get("note", ""), found.get("signature", "")]))
 
 
 def _details(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str:
@@ -198,7 +203,7 @@ def _details(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str
             budget["pictures"] -= len(figure)
             drawn += [figure] if budget["pictures"] > 0 else []
     html = f'<div class="pictures" style="margin-top:12px">{"".join(drawn)}</div>' if drawn else ""
-    return segments(output, say) + html + _slices(output, say) + _worst(output, say, budget)
+    return segments(output, say) + html + _slices(output, say) + _worst(output, say, budget) + _samples(output, say, budget)
 
 
 def metric_bars_data(output: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -253,8 +258,23 @@ def _worst(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str:
     worst = (output.get("worst") or [])[:WORST_SHOWN]
     if not worst:
         return ""
+    cards, note = _cards(worst, say, budget)
+    odd = "score" in worst[0]  # nobody knows the truth: the rows with the highest scores
+    said, of = ("oddest_rows", "oddest_of") if odd else ("worst_rows", "worst_of")
+    title = f'<h3>{say(said)} <span class="soft">({say(of, n=len(worst))})</span></h3>'
+    return f"{title}{cards}{note}"
+
+
+def _samples(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str:
+    """Answers beside what was asked and what is true."""
+    samples = (output.get("samples") or [])[:WORST_SHOWN]
+    return f"<h3>{say('samples')}</h3>{''.join(_cards(samples, say, budget))}" if samples else ""
+
+
+def _cards(rows: Sequence[Mapping[str, Any]], say: Say, budget: dict[str, int]) -> tuple[str, str]:
+    """(a card for each row, a note on what was left out)."""
     left_out, cards = 0, []
-    for row in worst:
+    for row in rows:
         facts = []
         for column, html in (row.get("inputs") or {}).items():
             budget["fragments"] -= len(html)
@@ -268,10 +288,7 @@ def _worst(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str:
         name = say("row", n=escape(_show(row["row"]))) if row.get("row") is not None else ""
         cards.append(f'<div class="card worst"><div class="soft">{name}</div><dl>{"".join(facts)}</dl></div>')
     note = f'<p class="soft">{say("too_big", n=left_out)}</p>' if left_out else ""
-    odd = "score" in worst[0]  # nobody knows the truth: the rows with the highest scores
-    said, of = ("oddest_rows", "oddest_of") if odd else ("worst_rows", "worst_of")
-    title = f'<h3>{say(said)} <span class="soft">({say(of, n=len(worst))})</span></h3>'
-    return f'{title}<div class="cards">{"".join(cards)}</div>{note}'
+    return f'<div class="cards">{"".join(cards)}</div>', note
 
 
 def _data(report: Report, say: Say) -> str:

@@ -197,7 +197,23 @@ def rewriting(tasks: Mapping[str, Task], pipeline: Pipeline, config: TrainConfig
 
 
 def augmentation(config: TrainConfig, pipeline: Pipeline) -> Augment | None:
-    """What training images go through; None where nothing is switched on or no input is an image."""
+    """What training inputs go through: images are changed, padded texts moved; None where nothing is switched on."""
+    from modelyard.verbs.train import shift
+
+    moved = shift.make(pipeline)
+    images = _images(config, pipeline)
+    if moved is None or images is None:
+        return images or moved
+
+    def both(inputs: dict[str, torch.Tensor], index: np.ndarray, epoch: int) -> tuple[dict[str, torch.Tensor], Any]:
+        inputs, mix = images(inputs, index, epoch)
+        return moved(inputs, index, epoch)[0], mix
+
+    return both
+
+
+def _images(config: TrainConfig, pipeline: Pipeline) -> Augment | None:
+    """What training images go through."""
     images = [c for c in pipeline.inputs if c.kind == "image"]
     if not images or (config.augment in (None, "none") and not config.mixup):
         return None
