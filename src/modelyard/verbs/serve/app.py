@@ -32,7 +32,7 @@ from modelyard.runtime.model import Model
 from modelyard.verbs.serve import inference, openapi, page
 from modelyard.verbs.serve.batching import Batcher
 from modelyard.verbs.serve.body import SIGNATURE, SIZE, Refused, Request, check_type, parse, unpack
-from modelyard.verbs.serve.telemetry import Telemetry
+from modelyard.verbs.serve.telemetry import Telemetry, text
 
 WORKERS = 2
 """Threads that read large bodies and run slow models; the event loop stays free for health checks."""
@@ -67,6 +67,13 @@ class Service:
         self.token = sha256(token.encode("utf-8")).digest() if token else None
         self.outputs = {f.name for f in model.signature.outputs}
         self.telemetry = Telemetry(self.name, model.version)
+        self.telemetries: Callable[[], list[Telemetry]] = lambda: [self.telemetry]
+        self.listed: Callable[[], list[dict[str, Any]]] = lambda: [
+            {"id": self.name, "object": "model", "owned_by": "modelyard", "version": model.version}
+        ]
+        """What `/metrics` and `/v1/models` tell; a fleet tells of all its models."""
+        self.running = 0
+        """Requests that have begun and not ended."""
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="predict")
         self.batcher = Batcher(lambda rows: self.model.predict(rows).to_json(), self.pool, WAITING, PATIENCE)
         # examples of many rows are found among the rows that came, and programs draw by a row's place in the call
@@ -135,6 +142,7 @@ class Service:
             began = time.perf_counter()
             given = request.headers.get("x-request-id", "")
             request.state.id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+            self.running += 1
             try:
                 if request.method not in allowed:
                     raise Refused(405, f"{request.method} is not taken here; use {method}")
@@ -146,6 +154,8 @@ class Service:
                 response = JSONResponse({"error": message}, status, headers)
                 if status == 405:
                     response.headers["Allow"] = ", ".join(allowed)
+            finally:
+                self.running -= 1
             self.telemetry.request(label, response.status_code, time.perf_counter() - began)
             self._stamp(request.state.id, response)
             return response
@@ -192,7 +202,8 @@ class Service:
     def _named(self, request: HttpRequest) -> None:
         name, version = request.path_params["name"], request.path_params.get("version")
         if name != self.name:
-            raise Refused(404, f"no model {name[:80]!r} is served here; there is {self.name!r}")
+            there = ", ".join(dict.fromkeys(repr(e["id"]) for e in self.listed()))
+            raise Refused(404, f"no model {name[:80]!r} is served here; there is {there}")
         if version not in (None, "1", self.model.version):
             raise Refused(404, f"no version {version[:40]!r} is served here; there is {self.model.version}")
 
@@ -211,7 +222,10 @@ class Service:
         request_id = given.get(b"x-request-id", b"").decode("latin-1")
         request_id = request_id if REQUEST_ID.fullmatch(request_id) else secrets.token_hex(8)
 
+        self.running += 1
+
         def finish(found: bytes | Exception) -> None:
+            self.running -= 1
             headers: dict[str, str] = {}
             status, body = 200, found
             if isinstance(body, Exception):
@@ -319,8 +333,7 @@ class Service:
 
     async def models(self, request: HttpRequest) -> Response:
         """The models served here."""
-        entry = {"id": self.name, "object": "model", "owned_by": "modelyard", "version": self.model.version}
-        return JSONResponse({"object": "list", "data": [entry], "models": [entry]})
+        return JSONResponse({"object": "list", "data": self.listed(), "models": self.listed()})
 
     async def status(self, request: HttpRequest) -> Response:
         """TensorFlow Serving's status of a model, with OpenAI's keys beside it."""
@@ -393,7 +406,7 @@ class Service:
 
     async def metrics(self, request: HttpRequest) -> Response:
         """Prometheus text."""
-        return Response(self.telemetry.text(), media_type="text/plain; version=0.0.4")
+        return Response(text(self.telemetries()), media_type="text/plain; version=0.0.4")
 
     async def description(self, request: HttpRequest) -> Response:
         """OpenAPI."""
