@@ -186,6 +186,9 @@ def check_net(name: str, seed: int = 0) -> None:
 
     module = registry.load("nets", name)
     for accepts in module.ACCEPTS:
+        if getattr(getattr(module, "Network", None), "sees_targets", False):
+            _check_writer(name, module, accepts, seed)
+            continue
         parts, arrays, options = random_inputs(accepts, 6, seed)
         heads = [Head("y", "category", "logits", 3)]
         spec = {"nets": {"c": {"name": name, "config": module.Config()}}}
@@ -219,6 +222,43 @@ def check_net(name: str, seed: int = 0) -> None:
                 expected = network({k: torch.from_numpy(v) for k, v in fed.items()})["y.logits"].numpy()
             difference = float(np.abs(graph(fed)["y.logits"] - expected).max())
             assert difference <= 1e-5, f"{name}: ONNX differs by {difference:.2g} with {rows} examples"
+
+
+def _check_writer(name: str, module: Any, accepts: str, seed: int) -> None:
+    """A net that is taught with the ids of what it shall write and answers with sums (B, 2 or 3) of each example."""
+    import torch
+
+    from modelyard.nets._network import build
+    from modelyard.runtime.pipeline import dense
+
+    parts, arrays, _ = random_inputs(accepts, 6, seed)
+    spec = {"nets": {"c": {"name": name, "config": module.Config()}}}
+    network, twin = (build(spec, {"c": parts}, [], [Head("y", "text", "tokens", 50)], seed=seed) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), twin.state_dict().values(), strict=True)), (
+        f"{name}: weights are not a function of the seed"
+    )
+    random = np.random.default_rng(seed)
+    written = Ragged.from_lists([random.integers(3, 50, n).tolist() for n in random.integers(1, 9, 6)], np.int64)
+    named = {**{f"c.{k}": v for k, v in arrays.items()}, "y.ids": written}
+    feed = lambda index: {k: torch.from_numpy(v) for k, v in dense({k: take(a, index) for k, a in named.items()}).items()}  # noqa: E731
+    network.train()
+    network(feed(np.arange(6)))["y.tokens"][:, 0].sum().backward()
+    still = [n for n, p in network.named_parameters() if p.grad is None]
+    assert not still, f"{name}: no gradient reaches {still}"
+    network.eval()
+    with torch.inference_mode():
+        whole = network(feed(np.arange(6)))["y.tokens"]
+        for i in range(6):
+            one = network(feed(np.array([i])))["y.tokens"]
+            assert torch.allclose(whole[i : i + 1], one, atol=1e-4), f"{name}: example {i} is judged differently alone"
+    stored = network.stored() if hasattr(network, "stored") else network.state_dict()  # type: ignore[operator]
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.zero_()
+    twin.restore(stored) if hasattr(twin, "restore") else twin.load_state_dict(stored)  # type: ignore[operator]
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), twin.state_dict().values(), strict=True)), (
+        f"{name}: weights change when they are stored"
+    )
 
 
 def check_estimator(name: str, seed: int = 0) -> None:

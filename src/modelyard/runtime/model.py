@@ -18,6 +18,7 @@ from modelyard.kinds._contract import Context, RowError, take
 from modelyard.runtime import post
 from modelyard.runtime.answers import Answers, Field, Graph, Param, Parity, Randomness, Signature, compare, kind_of, resolve
 from modelyard.runtime.pipeline import Column, Encoded, Pipeline, dense
+from modelyard.runtime.quick import Quick
 from modelyard.runtime.rows import may_be_absent, to_columns
 from modelyard.store import folder as store
 from modelyard.store.state import read_arrays
@@ -128,8 +129,16 @@ class Model:
         random number of programs that draw any.
         """
         settings = resolve(self._params, params)
+        if type(rows) is list and 0 < len(rows) <= BLOCK and self.quick is not None and (arrays := self.quick.encode(rows)) is not None:
+            outputs = self.run(Encoded(arrays, {}, len(rows)), settings, seed or 0)
+            return self._answers(self.decode_rows(post.apply(outputs, self.manifest.get("post", [])), {}), [], len(rows))
         examples, keys, failures = self._examples_of(rows)
         return self._answer(examples, keys, failures, settings, seed)
+
+    @cached_property
+    def quick(self) -> Quick | None:
+        """What encodes the plain rows of a request, where there is such a way."""
+        return Quick.of(self.pipeline) if type(self) is Model and self.frame["name"] == "rows" else None
 
     def predict_examples(self, examples: pl.DataFrame, params: Mapping[str, Any] | None = None, seed: int | None = None) -> Answers:
         """Answers for examples that were framed before (training and evaluation); one row each."""
@@ -146,9 +155,11 @@ class Model:
         if len(good):
             outputs, contexts = self.outputs(clean, settings, 0 if seed is None else seed, good)
             answers = self.decode_rows(post.apply(outputs, self.manifest.get("post", [])), contexts)
-        columns = self._scatter(answers, good, examples.height)
+        return self._answers({**keys, **self._scatter(answers, good, examples.height)}, failures, examples.height)
+
+    def _answers(self, columns: Mapping[str, pl.Series], failures: list[RowError], rows: int) -> Answers:
         kinds = {c.name: c.kind for c in self.pipeline.outputs}
-        return Answers(pl.DataFrame([*keys.values(), *columns.values()]), failures, examples.height, self.name, self.version, kinds)
+        return Answers(pl.DataFrame(list(columns.values())), failures, rows, self.name, self.version, kinds)
 
     def outputs(
         self, examples: pl.DataFrame, params: Mapping[str, Any] | None = None, seed: int = 0, index: np.ndarray | None = None
@@ -205,7 +216,7 @@ class Model:
     def _examples(self) -> dict[str, Any]:
         try:
             found = json.loads((self.folder / "examples.json").read_text(encoding="utf-8"))
-            if len(found["rows"]) != len(found["answers"]) or not found["rows"]:
+            if not found["rows"] or not found["answers"]:
                 raise ValueError(f"{len(found['rows'])} rows and {len(found['answers'])} answers")
             return {key: found[key] for key in ("rows", "answers", "params", "seed")}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -20,11 +20,11 @@ TOKENS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|([\[{])|([\]}])', re.DOTALL)
 
 
 class Refused(Exception):
-    """A request that cannot be answered: status and one sentence."""
+    """A request that cannot be answered: status, one sentence, and headers that go with them."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
-        self.status, self.message = status, message
+        self.status, self.message, self.headers = status, message, headers or {}
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def check_type(content_type: str) -> None:
 
     None, and curl's own default for `-d`, are taken as JSON: TensorFlow Serving's documented calls name no type.
     """
+    if content_type == "application/json":
+        return
     kind, _, rest = content_type.lower().partition(";")
     kind = kind.strip()
     if kind not in ("", "application/json", "application/x-www-form-urlencoded") and not JSON_TYPE.fullmatch(kind):
