@@ -61,6 +61,10 @@ class Config:
     """File to which requests and answers are appended, one JSON object a line."""
     backend: str | None = None
     """torch, onnx or numpy; without it the model's own."""
+    slots: Annotated[int, Between(1, 256)] = 16
+    """Texts that a language model writes at the same time."""
+    memory: Annotated[int, Between(2**20)] = 2**30
+    """Bytes of a language model's keys and values; where they do not do for its whole context, texts are shorter."""
     models: dict[str, Any] | None = None
     """Several models in one server: name → model (a folder, run folder or run), or name → label → model or {model, share}: versions that
     share the callers, e.g. `churn: {champion: runs/churn-0003, challenger: {model: runs/churn-0004, share: 0.1}}`. What is labelled
@@ -117,7 +121,8 @@ class Server:
     def _service(self, model: Model, name: str | None) -> Service:
         from modelyard.verbs.serve.app import Service
 
-        return Service(model, name, self.config.token, self.config.limit, Path(self.config.log) if self.config.log else None)
+        log = Path(self.config.log) if self.config.log else None
+        return Service(model, name, self.config.token, self.config.limit, log, self.config.slots, self.config.memory)
 
     def _endpoints(self, models: Mapping[str, Any]) -> dict[str, Endpoint]:
         from modelyard.verbs.serve.fleet import Arm, Endpoint

@@ -28,10 +28,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from modelyard import __version__
 from modelyard.errors import MachineError, ModelyardError, UsageError
 from modelyard.options import clean
+from modelyard.runtime.engine import MEMORY, SLOTS
 from modelyard.runtime.model import Model
 from modelyard.verbs.serve import inference, openapi, page
 from modelyard.verbs.serve.batching import Batcher
 from modelyard.verbs.serve.body import SIGNATURE, SIZE, Refused, Request, check_type, parse, unpack
+from modelyard.verbs.serve.chat import Writing, fault
 from modelyard.verbs.serve.telemetry import Telemetry, text
 
 WORKERS = 2
@@ -51,15 +53,24 @@ POLICY = (
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
 
+Fault = Callable[[int, str, str | None], dict[str, Any]]
 Handler = Callable[[HttpRequest], Awaitable[Response]]
 Reply = Callable[[int, list[tuple[bytes, bytes]], bytes], None]
 """(status, headers, body)."""
 
 
+def plain(status: int, message: str, param: str | None = None) -> dict[str, Any]:
+    """An error as TensorFlow Serving writes it."""
+    return {"error": message}
+
+
 class Service:
     """One model behind HTTP."""
 
-    def __init__(self, model: Model, name: str | None = None, token: str | None = None, limit: int = SIZE, log: Path | None = None) -> None:
+    def __init__(
+        self, model: Model, name: str | None = None, token: str | None = None, limit: int = SIZE, log: Path | None = None,
+        slots: int = SLOTS, memory: int = MEMORY,
+    ) -> None:  # fmt: skip
         self.model, self.limit, self.name = model, limit, name or model.name
         self.path = f"/v1/models/{quote(self.name, safe='')}:predict"
         stem = f"/v1/models/{self.name}"
@@ -69,7 +80,7 @@ class Service:
         self.telemetry = Telemetry(self.name, model.version)
         self.telemetries: Callable[[], list[Telemetry]] = lambda: [self.telemetry]
         self.listed: Callable[[], list[dict[str, Any]]] = lambda: [
-            {"id": self.name, "object": "model", "owned_by": "modelyard", "version": model.version}
+            {"id": self.name, "object": "model", "created": 0, "owned_by": "modelyard", "version": model.version}
         ]
         """What `/metrics` and `/v1/models` tell; a fleet tells of all its models."""
         self.running = 0
@@ -83,6 +94,7 @@ class Service:
             (b"x-content-type-options", b"nosniff"),
         ]  # fmt: skip
         self.lock = threading.Lock()
+        self.writing = Writing(self, slots, memory)
         self.ready = True
         try:
             self.log = log.open("a", encoding="utf-8") if log else None
@@ -91,6 +103,7 @@ class Service:
 
     def close(self) -> None:
         """Ends the threads and the log."""
+        self.writing.close()
         self.pool.shutdown(wait=True, cancel_futures=True)
         if self.log is not None:
             self.log.close()
@@ -119,6 +132,9 @@ class Service:
             self._route("/metrics", "metrics", self.metrics),
             self._route("/openapi.json", "openapi", self.description),
             self._route("/v1/models", "models", self.models),
+            self._route("/v1/chat/completions", "chat", self.writing.chat, "POST", fault=fault),
+            self._route("/v1/completions", "completions", self.writing.completions, "POST", fault=fault),
+            self._route("/v1/embeddings", "embeddings", self.writing.embeddings, "POST", fault=fault),
             self._route(f"/v1/models/{name}/versions/{{version:str}}:predict", "predict", self.elsewhere, "POST"),
             self._route(f"/v1/models/{name}/versions/{{version:str}}/metadata", "metadata", self.metadata),
             self._route(f"/v1/models/{name}/versions/{{version:str}}", "status", self.status),
@@ -135,7 +151,9 @@ class Service:
         ]
         return Starlette(routes=routes, exception_handlers={404: self._missing, 405: self._method})
 
-    def _route(self, path: str, label: str, handler: Handler, method: str = "GET", public: bool = False) -> Route:
+    def _route(
+        self, path: str, label: str, handler: Handler, method: str = "GET", public: bool = False, fault: Fault = plain
+    ) -> Route:  # fmt: skip
         allowed = ("GET", "HEAD") if method == "GET" else (method,)
 
         async def call(request: HttpRequest) -> Response:
@@ -151,7 +169,7 @@ class Service:
                 response = await handler(request)
             except Exception as error:
                 status, message, headers = self._fault(error, request.state.id)
-                response = JSONResponse({"error": message}, status, headers)
+                response = JSONResponse(fault(status, message, getattr(error, "param", None)), status, headers)
                 if status == 405:
                     response.headers["Allow"] = ", ".join(allowed)
             finally:
@@ -282,7 +300,8 @@ class Service:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _body(self, receive: Receive) -> bytes:
+    async def _body(self, receive: Receive, limit: int | None = None) -> bytes:
+        limit = self.limit if limit is None else min(limit, self.limit)
         pieces, size, more = [], 0, True
         while more:
             message = await receive()
@@ -290,8 +309,8 @@ class Service:
                 raise ClientDisconnect
             piece, more = message.get("body", b""), message.get("more_body", False)
             size += len(piece)
-            if size > self.limit:
-                raise Refused(413, f"the body is larger than {self.limit} bytes")
+            if size > limit:
+                raise Refused(413, f"the body is larger than {limit} bytes")
             pieces.append(piece)
         return b"".join(pieces)
 
@@ -317,6 +336,14 @@ class Service:
             raise Refused(400, "; ".join(f"row {i}: {e['column']} {e['reason']}" for i, e in bad[:5]) + more)
         body = {"outputs": self._columns(answers)} if asked.columnar else {"predictions": self._plain(answers)}
         return _dumps(body).encode("utf-8")
+
+    def note(self, route: str, texts: list[str], request_id: str) -> None:
+        """Writes what was said to the log."""
+        if self.log is not None:
+            line = _dumps({"time": time.time(), "request": request_id, "version": self.model.version, "route": route, "texts": texts}, ascii_only=True)
+            with self.lock:
+                self.log.write(line + "\n")
+                self.log.flush()
 
     def _plain(self, answers: list[dict[str, Any]]) -> list[Any]:
         """Bare values where the model has one output and nothing beside it, as in TensorFlow Serving."""
