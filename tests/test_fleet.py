@@ -202,7 +202,7 @@ def test_a_batch_gives_everyone_their_own(folders: dict[str, str]) -> None:
             with pytest.raises(Refused) as full:
                 batcher.submit([1], lambda found: None)
             assert full.value.status == 503 and int(full.value.headers["Retry-After"]) >= 1
-            while batcher.busy:
+            while batcher.running:
                 await asyncio.sleep(0.005)
             old = Batcher(predict, pool, waiting=MOST, patience=0.001)
             late: list[Any] = []
@@ -214,6 +214,33 @@ def test_a_batch_gives_everyone_their_own(folders: dict[str, str]) -> None:
             assert late[0] == [{"y": 1}] or late[0].status == 503
 
     asyncio.run(scene())
+
+
+def test_killed_processes_lose_nothing_and_poison_harms_nobody_else(folders: dict[str, str]) -> None:
+    with modelyard.serve(folders["two"], workers=2) as server:
+        workers = server.service.workers
+        assert workers is not None and workers.version == server.model.version
+        stop = threading.Event()
+
+        def client(seed: int) -> tuple[int, list[Any]]:
+            count, wrong = 0, []
+            while not stop.is_set():
+                count += 1
+                status, found, _ = ask(server, "/v1/models/two:predict", float(count))
+                if status != 200 or round(found["predictions"][0] / count) != 2:
+                    wrong.append((status, found))
+            return count, wrong
+
+        with ThreadPoolExecutor(8) as pool:
+            clients = [pool.submit(client, i) for i in range(8)]
+            for _ in range(4):
+                before = workers.deaths
+                next(p for p in list(workers.all) if p.ready).process.kill()
+                while workers.deaths == before or sum(p.ready for p in list(workers.all)) < 2:
+                    time.sleep(0.02)
+            stop.set()
+            found = [c.result() for c in clients]
+        assert not [w for _, wrong in found for w in wrong] and sum(n for n, _ in found) > 20 and workers.deaths >= 4
 
 
 def test_what_is_begun_is_answered_when_the_server_stops(folders: dict[str, str]) -> None:

@@ -49,6 +49,8 @@ class Reading:
     sheet: str | int | None = None
     """Sheet of a workbook."""
     max_bytes: int | None = None
+    texts: bool = False
+    """Whether a .txt file is a text and no table."""
 
 
 def read(source: Any, reading: Reading | None = None, name: str = "train") -> Table:

@@ -19,6 +19,7 @@ from modelyard.data.read import Reading, read
 from modelyard.data.split import SplitConfig
 from modelyard.data.sql import is_url, read_sql
 from modelyard.data.table import SetAside, Table
+from modelyard.data.texts import read_texts, text_files
 from modelyard.data.typing import IMAGE_SUFFIX
 from modelyard.errors import DataError, Unsupported
 from modelyard.kinds._missing import Missing
@@ -54,7 +55,7 @@ class DataConfig:
     inputs: dict[str, Any] | list[str] | None = None
     """Columns to learn from: a list, or a map column → kind or {kind, encoding, …}. Without it: all that have no other role."""
     outputs: dict[str, Any] | None = None
-    """Columns to predict: a map column → kind or {kind, task}."""
+    """Columns to predict: a map column → kind or {kind, task, …} with settings of its encoding."""
     ignore: str | list[str] | None = None
     """Columns left out."""
     id: str | list[str] | None = None
@@ -139,8 +140,10 @@ class Source:
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None) -> Source:
+def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None, *, texts: bool = False) -> Source:
     """Read every table that `config` names. Raises `DataError` with what is wrong in each of them.
+
+    With `texts` a .txt file is one text, and a folder of them one each.
 
     With `mistakes` those go there instead, and what could be read is returned, so that its columns can be judged too.
     """
@@ -148,8 +151,9 @@ def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None
     if first is None:
         raise DataError("no data is named; write data=PATH (a file, folder or zip) or data: {path: …} in the project file")
     reading = Reading(
-        config.encoding, config.separator, config.header, tuple(config.missing), config.limit, config.sheet, config.max_bytes
-    )
+        config.encoding, config.separator, config.header, tuple(config.missing), config.limit, config.sheet, config.max_bytes,
+        texts,
+    )  # fmt: skip
     found = Mistakes() if mistakes is None else mistakes
     tables: dict[str, Table] = {}
     with found.gathering():
@@ -209,6 +213,8 @@ def _tables(given: Any, base: Path, reading: Reading, name: str, query: str | No
         return {name: read_sql(str(given), base, name, query=query, table=reading.sheet)}
     path = Path(given).expanduser()
     path = path if path.is_absolute() else base / path
+    if reading.texts and (files := text_files(path)):
+        return read_texts(path, files, plain, name)
     if path.is_dir():
         return artefact.tables(path) if artefact.made(path) else read_folder(path, plain)
     if path.suffix.lower() == ".zip" and path.is_file():

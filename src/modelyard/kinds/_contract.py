@@ -115,6 +115,8 @@ class Part:
     """Values are ids in `[0, cardinality)`; None for measurements."""
     groups: tuple[int, ...] = ()
     """Of `table.numbers`: how many of its values belong together, in order (the bins of a column); empty: each stands alone."""
+    shared: bool = False
+    """Its ids mean what those of the output mean (`Encoding.joined`): a net may use one table for both."""
 
     @property
     def ragged(self) -> bool:
@@ -159,6 +161,10 @@ class Encoding(ABC):
         """`start → update → finish` in one call."""
         return self.finish(self.update(self.start(config or self.Config()), column))
 
+    def beside(self, column: pl.Series) -> list[pl.Series]:
+        """Values in an aligned truth that the encoding of its input is fitted on too: texts beside a text."""
+        return []
+
     @abstractmethod
     def parts(self, state: Any) -> dict[str, Part]:
         """Names and shapes of the arrays that `encode` yields."""
@@ -174,6 +180,11 @@ class Encoding(ABC):
     def learned(self, state: Any, outputs: Mapping[str, np.ndarray]) -> Any:
         """The state once a model was fitted, for what only its outputs (by part) tell: the number of groups."""
         return state
+
+    def joined(self, own: Any, other: Any) -> tuple[Any, Any] | None:
+        """(finished state, finished state of the input `other`) of unfinished ones, where an output shares what it learns with an input:
+        one vocabulary for a text and its translation. None where it does not."""
+        return None
 
     def decode(self, arrays: Mapping[str, np.ndarray], state: Any, context: Context) -> dict[str, pl.Series]:
         """Graph outputs back to answer columns: `""` is the answer, `scores`, `low`, `high`, `set` stand beside it."""
@@ -257,6 +268,10 @@ class Kind(ABC):
         """
         return next(iter(encoding.encode(column, state, {}).values()))
 
+    def measured(self, answers: Mapping[str, pl.Series]) -> np.ndarray | None:
+        """What metrics of values measure of the answers `{"": answer, "scores": …}`, for kinds that are neither label nor number; (B, …)."""
+        return None
+
     @abstractmethod
     def summary(self, column: pl.Series) -> dict[str, Any]:
         """JSON statistics of a canonical column: `count`, `missing`, and what describes this kind."""
@@ -271,6 +286,8 @@ class Head:
     part: str
     """`logits` (category, label-set), `value` (number), `distances` (cluster) …"""
     size: int
+    ends: tuple[int, ...] = ()
+    """Of a text that is written: ids after which nothing is."""
 
     @property
     def key(self) -> str:

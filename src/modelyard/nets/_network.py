@@ -37,7 +37,15 @@ class Network(nn.Module):
         self.fusion = fusion
         safe = module_names([h.output for h in heads])
         self.keys = {h.key: safe[h.output] for h in heads}
-        self.heads = nn.ModuleDict({safe[h.output]: fusion.head(h.size) for h in heads})  # type: ignore[operator]
+        self.heads = nn.ModuleDict({safe[h.output]: self._head(h) for h in heads})
+
+    def _head(self, head: Head) -> nn.Module:
+        """The fusion's head, or the encoder's own where there is one input and it has one for this kind (the decoder of a language model)."""
+        only = next(iter(self.encoders.values())) if len(self.encoders) == 1 else None
+        own = only.head(head) if only is not None and hasattr(only, "head") else None  # type: ignore[operator]
+        if own is None and not head.size:
+            raise Unsupported(f"no net of these has a head for outputs of kind {head.kind}; choose one that has (bert for hidden tokens)", "use")
+        return own or self.fusion.head(head.size)  # type: ignore[operator,no-any-return]
 
     def embed(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Discrete parts made continuous, under the same names: where gradients for explaining and attacking are taken."""
@@ -113,12 +121,13 @@ def build(
             module = registry.load("nets", entry["name"])
             config = _config(module.Config, entry["config"], entry["name"])
             whole = hasattr(module, "Network")
-            offered = {"cardinalities": list(cardinalities), "statistics": (statistics or {}).get(name)}
+            offered = {"cardinalities": list(cardinalities), "statistics": (statistics or {}).get(name), "heads": heads}
             takes = inspect.signature((module.Network if whole else module.Encoder).__init__).parameters
             options = {k: v for k, v in offered.items() if k in takes}
             if whole:
                 if len(parts) > 1:
                     raise Unsupported(f"{entry['name']} is a whole network and reads one input, not {len(parts)}", "never")
+                options.pop("heads", None)
                 return module.Network(config, found, heads, name, **options)  # type: ignore[no-any-return]
             encoders[name] = module.Encoder(config, found, **options)
         fusion = dict(spec.get("fusion") or {"name": "concatenate"})
@@ -126,7 +135,36 @@ def build(
         if kind not in FUSIONS:
             raise registry.unknown("fusion", str(kind), list(FUSIONS))
         widths = [int(e.width) for e in encoders.values()]  # type: ignore[arg-type]
+        if any(h.part == "vector" for h in heads):
+            from modelyard.nets._pairs import Pairs
+
+            if len(heads) > 1:
+                raise Unsupported("text vectors are learnt alone; leave the other outputs out", "not yet")
+            return Pairs(encoders, FUSIONS[kind](widths, **fusion), heads)
         return Network(encoders, FUSIONS[kind](widths, **fusion), heads)
+
+
+def begin(network: nn.Module, spec: Mapping[str, Any]) -> list[str]:
+    """Puts the weights of bases into a new network, for nets that name one; what began anew all the same is told."""
+    notes = []
+    for name, entry in spec.get("nets", {}).items():
+        module = registry.load("nets", entry["name"])
+        config = _config(module.Config, entry["config"], entry["name"])
+        if getattr(config, "base", None) is not None and isinstance(network, Network):
+            notes += module.start(network.encoders[network.names[name]], dict(network.heads), config.base)
+        elif getattr(config, "base", None) is not None and hasattr(network, "begin"):
+            notes += network.begin(config.base)  # type: ignore[operator]
+    return notes
+
+
+def stored(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec as a manifest keeps it: what a net says of where its base lay on this machine is left out."""
+    nets = {}
+    for name, entry in spec.get("nets", {}).items():
+        module = registry.load("nets", entry["name"])
+        config = _config(module.Config, entry["config"], entry["name"])
+        nets[name] = {**entry, "config": settings.plain(module.stored(config))} if hasattr(module, "stored") else entry
+    return {**spec, "nets": nets} if nets else dict(spec)
 
 
 def _config(cls: type, given: Any, name: str) -> Any:

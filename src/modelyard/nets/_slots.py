@@ -23,6 +23,8 @@ class Slots:
         self.vocabulary, self.context = network.lm_head.out_features, network.config.context
         self.column, self.output = network.column, network.output
         self.ends: tuple[int, ...] = tuple(getattr(network, "ends", (END,)))
+        self.row = network.config.row
+        """Tokens of a row in training."""
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 

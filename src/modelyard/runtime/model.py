@@ -92,6 +92,11 @@ class Model:
         """Which rows make an example."""
         return dict(self.manifest["frame"])
 
+    @property
+    def by_row(self) -> bool:
+        """Whether an example is one row of what comes, as opposed to many (a series)."""
+        return not hasattr(registry.load("data/frames", str(self.frame["name"])), "columns")
+
     @cached_property
     def reads(self) -> str:
         """What two models share that encode rows alike: their encodings with all states."""
@@ -185,12 +190,13 @@ class Model:
         """Graph outputs (`y.logits`, …) of encoded examples, block by block; `index` numbers them for the random generator."""
         program = registry.load("runtime/programs", self.manifest["model"]["program"])
         settings = resolve(self._params, params) if params is None else params
+        known = {"facts": program.facts(self.pipeline)} if hasattr(program, "facts") else {}
         blocks: list[dict[str, np.ndarray]] = []
         for start in range(0, encoded.rows, BLOCK):
             some = np.arange(start, min(start + BLOCK, encoded.rows))
             batch = dense({name: take(array, some) for name, array in encoded.arrays.items()})
             first = int(index[start]) if index is not None and len(index) else start
-            blocks.append(program.run(self.graphs, batch, settings, Randomness(seed, first)))
+            blocks.append(program.run(self.graphs, batch, settings, Randomness(seed, first), **known))
         return join(blocks)
 
     def decode_rows(self, outputs: Mapping[str, np.ndarray], contexts: Mapping[str, Context]) -> dict[str, pl.Series]:

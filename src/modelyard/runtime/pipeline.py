@@ -103,9 +103,22 @@ class Pipeline:
             for i, column in enumerate(columns):
                 if column.name in chunk.columns:
                     states[i] = column.coder.update(states[i], chunk[column.name])
-        for column, state in zip(columns, states, strict=True):
-            if column.state is None or column in self.inputs:  # actions of an environment were fitted by binding
+        joined = self._join(columns, states)
+        for i, (column, state) in enumerate(zip(columns, states, strict=True)):
+            if i in joined:
+                column.state = joined[i]
+            elif column.state is None or column in self.inputs:  # actions of an environment were fitted by binding
                 column.state = column.coder.finish(state)
+
+    def _join(self, columns: list[Column], states: list[Any]) -> dict[int, Any]:
+        """Finished states, by position, of outputs that share one with an input, and of that input."""
+        found: dict[int, Any] = {}
+        for i in range(len(self.inputs), len(columns)):
+            for k in range(len(self.inputs)):
+                if k not in found and (pair := columns[i].coder.joined(states[i], states[k])) is not None:
+                    found[i], found[k] = pair
+                    break
+        return found
 
     def filled(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Checked rows with their missing values filled, as the encodings see them."""
@@ -210,7 +223,7 @@ class Pipeline:
 
     def heads(self) -> list[Head]:
         """What a model must produce."""
-        return [Head(c.name, c.kind, *c.coder.head(c.state)) for c in self.outputs]
+        return [Head(c.name, c.kind, *c.coder.head(c.state), ends=tuple(getattr(c.state, "ends", ()))) for c in self.outputs]
 
     def scales(self) -> dict[str, float]:
         """Unit of each numeric output, for comparing answers."""

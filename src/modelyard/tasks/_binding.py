@@ -7,7 +7,7 @@ the runtime's pipeline, and nothing above.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,18 +106,22 @@ def bind(
     if config.stream:
         return _bind_stream(config, task, base, seed, like, tasks or {})
     mistakes = Mistakes()
-    source = open_source(config, base, mistakes) if source is None else source
+    source = open_source(config, base, mistakes, texts=of_texts(task, tasks)) if source is None else source
     config = source.described(config)
     framed: dict[str, tuple[pl.DataFrame, np.ndarray]] = {}
+    kinds: Mapping[str, str] = {}
     with mistakes.gathering():
         frame = _frame(config, task, tasks)
         module = registry.load("data/frames", frame["name"])
         options = module.Config(**frame["config"])
+        kinds = getattr(module, "KINDS", {})
         framed = {name: module.examples(table.frame(), options, training=True) for name, table in source.tables.items() if table.rows}
     if not framed:
         _refuse(mistakes, source.set_aside)
     first = next(iter(framed.values()))[0]
-    inputs, outputs, chosen, notes = columns(config, task, first, mistakes) if like is None else _as_before(like, tasks or {})
+    if kinds:  # the frame has chosen the columns by their roles
+        config = replace(config, target=None, outputs=None, inputs=_kept(config.inputs, kinds), split=module.split(config.split, first))
+    inputs, outputs, chosen, notes = columns(config, task, first, mistakes, kinds) if like is None else _as_before(like, tasks or {})
     pipeline = Pipeline(inputs, outputs)
     roles = dict.fromkeys(c for c in (config.weight, config.group, config.time, *_split_columns(config)) if c)
     if like is None:
@@ -147,6 +151,17 @@ def bind(
             column.summary = column.rules.summary(splits["train"][column.name])
     carried = tuple(c for c in roles if c in splits["train"].columns)
     return Bound(pipeline, chosen, source, splits, frame, set_aside, [*source.notes, *notes], carried, config.weight)
+
+
+def of_texts(task: str | None, tasks: Mapping[str, str] | None = None) -> bool:
+    """Whether the files of a project are texts: a .txt file is then one of them, and no table."""
+    named = list((tasks or {}).values()) or ([task] if task else [])
+    return any(getattr(registry.load("data/frames", task_named(n)[0].frame), "TEXTS", False) for n in named)
+
+
+def _kept(inputs: Any, kinds: Mapping[str, str]) -> dict[str, Any] | None:
+    """Settings of the inputs that a frame makes, where the project has some."""
+    return {c: v for c, v in inputs.items() if c in kinds} or None if isinstance(inputs, dict) else None
 
 
 def _refuse(mistakes: Mistakes, set_aside: list[SetAside]) -> None:
@@ -217,13 +232,20 @@ def _unique_ids(ids: list[str], tables: Mapping[str, pl.DataFrame], mistakes: Mi
 
 
 def columns(
-    config: DataConfig, task: str | None, frame: pl.DataFrame, mistakes: Mistakes
+    config: DataConfig, task: str | None, frame: pl.DataFrame, mistakes: Mistakes, kinds: Mapping[str, str] | None = None
 ) -> tuple[list[Column], list[Column], dict[str, Task], list[str]]:
-    """Inputs, outputs, the task of each output and notes on what was guessed; what is wrong goes to `mistakes`."""
+    """Inputs, outputs, the task of each output and notes on what was guessed; what is wrong goes to `mistakes`.
+
+    `kinds` are those of inputs that a frame has made: they are not guessed, and others are none.
+    """
     targets = [config.target] if isinstance(config.target, str) else list(config.target or [])
     wanted: dict[str, dict[str, Any]] = {t: {} for t in targets} | {k: _options(v) for k, v in (config.outputs or {}).items()}
     chosen_inputs = config.inputs or {}
     given = {k: _options(v) for k, v in (chosen_inputs.items() if isinstance(chosen_inputs, dict) else ((c, {}) for c in chosen_inputs))}
+    if kinds:
+        given = {c: {"kind": k, **given.get(c, {})} for c, k in kinds.items() if c in frame.columns}
+        own = task_named(task)[0].output if task else ""
+        wanted = wanted or ({own: {}} if own in frame.columns else {})
     came = ", ".join(frame.columns)
     for c in dict.fromkeys([*wanted, *given, *_listed(config.ignore)]):
         if c not in frame.columns:
@@ -282,7 +304,7 @@ def _wanted(
     if chosen is None:
         chosen = task_for(kind)
         notes.append(f"{name}: taken as {kind}, so the task is {chosen.name} ({guessing.target_kind(values).why})")
-    return _output(name, kind, chosen), chosen, allowed
+    return _output(name, kind, chosen, {k: v for k, v in options.items() if k not in ("kind", "task")}), chosen, allowed
 
 
 def _as_before(like: Pipeline, named: Mapping[str, str]) -> tuple[list[Column], list[Column], dict[str, Task], list[str]]:
@@ -341,7 +363,8 @@ def _monotone(column: Column, given: Any, where: str, problems: list[Problem]) -
     return signs[given]
 
 
-def _output(name: str, kind: str, task: Task) -> Column:
+def _output(name: str, kind: str, task: Task, options: Mapping[str, Any] | None = None) -> Column:
+    """The column of an output; `options` are settings of its encoding."""
     rules = registry.load("kinds", kind).KIND
     if kind not in task.kinds or rules.target_encoding is None:
         message = f"{name}: the task {task.name} predicts {' or '.join(task.kinds)}, not {kind}"
@@ -349,6 +372,12 @@ def _output(name: str, kind: str, task: Task) -> Column:
     column = Column(name, kind, task.encoding or rules.target_encoding)
     if "target" in column.config.__dataclass_fields__:
         column.config = column.coder.Config(target=True)
+    if options:
+        problems: list[Problem] = []
+        where = f"data.outputs.{name}"
+        column.config = settings.parse(column.coder.Config, dict(options), where, problems)
+        if problems:
+            raise DataError(f"{where}: {len(problems)} setting(s) of {column.encoding} cannot be used", problems)
     return column
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from modelyard.runtime.answers import Param
+from modelyard.runtime.answers import Answers, Param
 
 
 @dataclass(frozen=True)
@@ -61,5 +61,11 @@ class Task:
     """The model that `auto` means for this task where the inputs do not decide."""
     metrics: tuple[str, ...] | None = None
     """None: those of the output's kind."""
+    rewrites: str | None = None
+    """A file of `verbs/train/` whose `make(config, pipeline, output)` gives what changes every batch (inputs and targets) before a step."""
+    examine: Callable[[Any, pl.DataFrame, str], tuple[Answers, pl.Series]] | None = None
+    """`(model, rows, output) -> (answers, truths)` for tasks whose truth is no column: how they are judged."""
+    shown: Mapping[str, Any] | None = None
+    """Params under which the stored examples are answered, where the defaults would show nothing."""
     aligned: bool = False
     """True where an answer lies along an input (tags of a text): the output's `of` names it."""

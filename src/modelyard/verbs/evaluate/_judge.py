@@ -76,7 +76,7 @@ def judge(
         if known is not None and split in known:
             answers = Answers(known[split], [], frame.height, model.name, model.version)
         else:
-            answers = model.predict_examples(rows)
+            answers, frame = _answered(model, bound, frame)
         bad = {e.row for e in answers.errors}
         good = np.array([i for i in range(answers.rows) if i not in bad], np.int64)
         failed[split], kept[split] = answers.errors, answers
@@ -93,8 +93,7 @@ def judge(
 
 def score(model: Model, bound: Bound, split: str, metric: str, output: str, *, positive: str | None = None) -> dict[str, Any]:
     """`{value, better, note?}` of one metric of one output on one split, without interval: what a search compares."""
-    frame = bound.splits[split]
-    answers = model.predict_examples(frame.select([c.name for c in bound.pipeline.inputs]))
+    answers, frame = _answered(model, bound, bound.splits[split])
     bad = {e.row for e in answers.errors}
     good = np.array([i for i in range(answers.rows) if i not in bad], np.int64)
     truth, found = (frame, answers.columns) if len(good) == answers.rows else (frame[good], answers.columns[good])
@@ -108,12 +107,26 @@ def score(model: Model, bound: Bound, split: str, metric: str, output: str, *, p
     return scoring.evaluate_output(column.kind, is_true, said, [metric], labels=labels, intervals=False, **given)[metric]
 
 
+def _answered(model: Model, bound: Bound, frame: pl.DataFrame) -> tuple[Answers, pl.DataFrame]:
+    """(answers to the rows of a split, the rows with their truths): those of a task that brings its truth are made by it."""
+    rows = frame.select([c.name for c in bound.pipeline.inputs])
+    for output, task in bound.tasks.items():
+        if task.examine is not None:  # such a task stands alone
+            answers, truths = task.examine(model, frame, output)
+            return answers, frame.with_columns(truths.alias(output))
+    return model.predict_examples(rows), frame
+
+
 def predicted(column: Column, answers: pl.DataFrame, features: np.ndarray | None) -> scoring.Predicted:
     """What the answers say of one output, as metrics take it."""
     evidence = column.rules.evidence(answers[column.name], column.coder, column.state)
     scores = None
     if f"{column.name}.scores" in answers.columns:
         scores = answers[f"{column.name}.scores"].struct.unnest().to_numpy().astype(np.float64)
+    mine = {c.removeprefix(column.name).lstrip("."): answers[c] for c in answers.columns if c == column.name or c.startswith(f"{column.name}.")}
+    values = column.rules.measured(mine)
+    if values is not None:
+        return scoring.Predicted(labels=evidence, values=values)
     if column.kind == "number":
         return scoring.Predicted(values=evidence)
     if isinstance(evidence, np.ndarray) and evidence.dtype.kind == "f":

@@ -83,7 +83,7 @@ def _network(model: Model, target: Path, recorded: Mapping[str, Mapping[str, np.
     files = {}
     for name, module in modules.items():
         files[name] = "model.onnx" if name == "main" else f"{name}.onnx"
-        (target / files[name]).write_bytes(export_module(module, recorded[name], _ragged(model)))
+        (target / files[name]).write_bytes(export_module(module, recorded[name], _ragged(model) | getattr(module, "ragged", frozenset())))
     return files
 
 

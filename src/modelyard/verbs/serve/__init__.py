@@ -65,6 +65,8 @@ class Config:
     """Texts that a language model writes at the same time."""
     memory: Annotated[int, Between(2**20)] = 2**30
     """Bytes of a language model's keys and values; where they do not do for its whole context, texts are shorter."""
+    workers: Annotated[int, Between(0, 64)] = 0
+    """Processes for each model beside the server's own; 0 predicts in the server. One that dies is replaced, and its work done by another."""
     models: dict[str, Any] | None = None
     """Several models in one server: name → model (a folder, run folder or run), or name → label → model or {model, share}: versions that
     share the callers, e.g. `churn: {champion: runs/churn-0003, challenger: {model: runs/churn-0004, share: 0.1}}`. What is labelled
@@ -120,9 +122,12 @@ class Server:
 
     def _service(self, model: Model, name: str | None) -> Service:
         from modelyard.verbs.serve.app import Service
+        from modelyard.verbs.serve.workers import Workers
 
+        count = self.config.workers
+        workers = Workers(model.folder, count, self.config.backend or "", self.trust_code) if count else None
         log = Path(self.config.log) if self.config.log else None
-        return Service(model, name, self.config.token, self.config.limit, log, self.config.slots, self.config.memory)
+        return Service(model, name, self.config.token, self.config.limit, log, workers, self.config.slots, self.config.memory)
 
     def _endpoints(self, models: Mapping[str, Any]) -> dict[str, Endpoint]:
         from modelyard.verbs.serve.fleet import Arm, Endpoint

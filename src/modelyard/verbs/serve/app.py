@@ -35,6 +35,7 @@ from modelyard.verbs.serve.batching import Batcher
 from modelyard.verbs.serve.body import SIGNATURE, SIZE, Refused, Request, check_type, parse, unpack
 from modelyard.verbs.serve.chat import Writing, fault
 from modelyard.verbs.serve.telemetry import Telemetry, text
+from modelyard.verbs.serve.workers import Workers
 
 WORKERS = 2
 """Threads that read large bodies and run slow models; the event loop stays free for health checks."""
@@ -69,8 +70,9 @@ class Service:
 
     def __init__(
         self, model: Model, name: str | None = None, token: str | None = None, limit: int = SIZE, log: Path | None = None,
-        slots: int = SLOTS, memory: int = MEMORY,
+        workers: Workers | None = None, slots: int = SLOTS, memory: int = MEMORY,
     ) -> None:  # fmt: skip
+        """`workers` are processes that predict instead of this one; `slots` and `memory` are a language model's."""
         self.model, self.limit, self.name = model, limit, name or model.name
         self.path = f"/v1/models/{quote(self.name, safe='')}:predict"
         stem = f"/v1/models/{self.name}"
@@ -85,8 +87,11 @@ class Service:
         """What `/metrics` and `/v1/models` tell; a fleet tells of all its models."""
         self.running = 0
         """Requests that have begun and not ended."""
-        self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="predict")
-        self.batcher = Batcher(lambda rows: self.model.predict(rows).to_json(), self.pool, WAITING, PATIENCE)
+        lanes = len(workers.all) if workers else 1
+        self.pool = ThreadPoolExecutor(WORKERS + lanes - 1, thread_name_prefix="predict")
+        self.workers = workers
+        here = lambda rows: self.model.predict(rows).to_json()  # noqa: E731
+        self.batcher = Batcher(workers.predict if workers else here, self.pool, WAITING, PATIENCE, lanes)
         # examples of many rows are found among the rows that came, and programs draw by a row's place in the call
         self.merges = model.frame["name"] == "rows" and model.manifest["model"]["program"] == "once"
         self.stamps = [
@@ -105,6 +110,8 @@ class Service:
         """Ends the threads and the log."""
         self.writing.close()
         self.pool.shutdown(wait=True, cancel_futures=True)
+        if self.workers is not None:
+            self.workers.close()
         if self.log is not None:
             self.log.close()
 
@@ -319,6 +326,8 @@ class Service:
         return self._reply(asked, self._answers(asked), request_id, began)
 
     def _answers(self, asked: Request) -> list[dict[str, Any]]:
+        if self.workers is not None and self.merges and asked.params is None and asked.rows:
+            return self.workers.predict(asked.rows)
         return self.model.predict(asked.rows, asked.params, asked.seed).to_json() if asked.rows else []
 
     def _reply(self, asked: Request, answers: list[dict[str, Any]], request_id: str, began: float) -> bytes:

@@ -145,7 +145,18 @@ def _found_from(base: Path, model: Any) -> Any:
         path, _, name = model["module"].rpartition(":")
         if path.endswith(".py") and not Path(path).is_absolute():
             return {**model, "module": f"{os.path.relpath(base / path)}:{name}"}
+    if isinstance(model, Mapping):
+        found = {k: _found_from(base, v) if isinstance(v, Mapping) else v for k, v in model.items()}
+        return {**found, "base": _base_from(base, found["base"])} if isinstance(found.get("base"), str) else found
     return model
+
+
+def _base_from(base: Path, given: str) -> str:
+    """A base as it is found from here: a folder, a run folder or the name of a run (its model); anything else is a hub's name."""
+    for place in (base / given, base / "runs" / given):
+        if place.is_dir():
+            return os.path.relpath(place / "model" if (place / "model" / "manifest.json").is_file() else place)
+    return given
 
 
 @dataclass
@@ -226,10 +237,12 @@ def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints:
     weights = _weights(bound)
     began = time.monotonic()
     graphs: dict[str, Graph]
+    beside: dict[str, str] = {}
     if choice.estimator:
         from modelyard.verbs.train import fit_estimator
         from modelyard.verbs.train.weights import row_weights
 
+        learner.only_nets(choice.estimator, config)
         weights = row_weights(config, pipeline, arrays["train"][1], weights)
         section, graphs, stored = fit_estimator.fit(
             choice, pipeline, arrays["train"], arrays.get("valid"), weights=weights, seed=config.seed, budget_s=config.budget,
@@ -246,14 +259,14 @@ def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints:
             spec, families, pipeline, bound.tasks, arrays["train"], arrays.get("valid"), config, weights=weights,
             folder=checkpoints, resume=job.resume, events=job.run.event, stop=job.stop, progress=job.progress, device=job.device,
         )  # fmt: skip
-        graphs, stored = torch_graphs(network), {}
+        graphs, stored, beside = torch_graphs(network), {}, fit_net.beside(network, pipeline)
         training = {
             "seconds": result.seconds, "steps": result.steps, "epochs": result.epochs, "stopped": result.stopped,
             "best_epoch": result.best_epoch + 1, "settings": {k: getattr(used, k.split(".")[1]) for k in origins}, "origins": origins,
             "parameters": sum(p.numel() for p in network.parameters()),
         }  # fmt: skip
     facts = {"training": training, "seed": config.seed}
-    return save(target, job.name, bound, section, graphs, parameters, stored, facts, config), facts
+    return save(target, job.name, bound, section, graphs, parameters, stored, facts, config, beside=beside), facts
 
 
 def _yaml(resolved: Mapping[str, Any]) -> str:

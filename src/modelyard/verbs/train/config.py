@@ -32,6 +32,11 @@ class TrainConfig:
     """Passes over the training examples at most."""
     batch: Annotated[int, Between(1)] | None = None
     """Examples of one step."""
+    batch_tokens: Annotated[int, Between(1)] | None = None
+    """Tokens of one step, inputs and outputs together: as many texts of like length as have about so many, instead of `batch`."""
+    pack: bool | None = None
+    """Of texts that are written: true packs several into a row, false gives each its own; without it a corpus is cut into blocks of equal
+    length and answers have a row each."""
     lr: Annotated[float, Between(0, 100)] | None = None
     """Learning rate (the peak, for schedules that move it)."""
     optimiser: Literal["adamw", "adam", "sgd", "muon"] | None = None

@@ -16,16 +16,20 @@ import torch
 
 from modelyard import registry, settings
 from modelyard.data.batches import Batches
+from modelyard.data.blocks import Blocks
 from modelyard.errors import ConfigError, Problem, Unsupported
-from modelyard.kinds._contract import Array, take
+from modelyard.kinds._contract import Array
 from modelyard.nets import _network
 from modelyard.runtime.pipeline import Pipeline
 from modelyard.tasks._contract import Task
-from modelyard.verbs.train import monotone
+from modelyard.verbs.train import monotone, texts
 from modelyard.verbs.train.config import TrainConfig, resolve
 from modelyard.verbs.train.learner import Choice, answerable
 from modelyard.verbs.train.loop import Augment, Fit, Result, Term
 from modelyard.verbs.train.weights import class_weights
+
+UNBOUNDED = 100_000
+"""Epochs of nets that learn for as long as a budget lasts."""
 
 Arrays = tuple[dict[str, Array], dict[str, Array]]
 """(inputs, targets)."""
@@ -44,7 +48,8 @@ def describe(choice: Choice, pipeline: Pipeline, rows: int) -> tuple[dict[str, A
     parts = pipeline.parts()
     for name, entry in choice.nets.items():
         module = registry.load("nets", entry["name"])
-        config, defaults = entry["config"], dict(getattr(module, "TRAIN", {}))
+        config = entry["config"]
+        defaults = dict(module.training(config) if hasattr(module, "training") else getattr(module, "TRAIN", {}))
         if hasattr(module, "recipe"):
             known = {"kinds": [c.kind for c in pipeline.outputs]} if "kinds" in inspect.signature(module.recipe).parameters else {}
             advised, defaults = module.recipe(parts[name], rows, **known)
@@ -75,6 +80,8 @@ def fit(
     device: str,
 ) -> tuple[dict[str, Any], torch.nn.Module, dict[str, np.ndarray], Result, TrainConfig, dict[str, str]]:
     """(manifest section, network, weights, result, resolved settings, their origins)."""
+    if config.budget and any(getattr(registry.load("nets", e["name"]), "FILLS_BUDGET", False) for e in spec.get("nets", {}).values()):
+        families = [{**family, "epochs": UNBOUNDED} for family in families]
     config, origins = resolve(config, *families)
     if config.loss == "focal" and not any(c.kind in ("category", "label-set") for c in pipeline.outputs):
         raise Unsupported("the focal loss is about labels; leave train.loss out to predict numbers", "never")
@@ -93,13 +100,15 @@ def fit(
     network = _network.build(
         spec, pipeline.parts(), pipeline.cardinalities(), heads, seed=config.seed, statistics=statistics(pipeline), trust_code=True
     )
+    if notes := _network.begin(network, spec):
+        events({"event": "base", "notes": notes})
     terms = [term(pipeline, tasks[h.output], h.output, h.key, config, train[1]) for h in heads]
-    rows = len(next(iter(train[0].values())))
-    batches = Batches(
-        train[0], train[1], batch=int(config.batch or 1), seed=config.seed, weights=weights, drop_last=rows > 2 * int(config.batch or 1)
-    )
+    # a batch that the user names counts before the tokens that the family names
+    tokens = None if "train.batch" not in origins and "train.batch_tokens" in origins else config.batch_tokens
     valid = answerable(valid)
-    checks = None if valid is None else Batches(valid[0], valid[1], batch=512, shuffle=False)
+    batches, checks, notes = _batches(network, train, valid, replace(config, batch_tokens=tokens), weights)
+    if notes:
+        events({"event": "texts", "notes": notes})
     hook = augmentation(config, pipeline)
     if config.smoke and not resume:
         _smoke(network, terms, batches, checks, config, hook, device)
@@ -108,7 +117,31 @@ def fit(
     network.to("cpu").eval()
     stored = network.stored() if hasattr(network, "stored") else network.state_dict()  # type: ignore[operator]
     state = {k: v.detach().cpu().contiguous().numpy() for k, v in stored.items()}
-    return {"backend": "torch", "net": spec}, network, state, result, config, origins
+    return {"backend": "torch", "net": _network.stored(spec)}, network, state, result, config, origins
+
+
+def _batches(
+    network: torch.nn.Module, train: Arrays, valid: Arrays | None, config: TrainConfig, weights: np.ndarray | None
+) -> tuple[Any, Any, list[str]]:
+    """(training batches, those of the validation rows, what is to be told): texts for a net that writes them on are arranged by length."""
+    row = getattr(getattr(network, "config", None), "row", None)
+    if row is not None:
+        column, output = network.column, network.output
+        made, notes = texts.arrange(train, str(column), str(output), row, config, weights=weights)
+        checks = None if valid is None else texts.arrange(valid, str(column), str(output), row, config, teach=False)[0]
+        return made, checks, notes
+    rows = len(next(iter(train[0].values())))
+    batches = Batches(
+        train[0], train[1], batch=int(config.batch or 1), seed=config.seed, weights=weights, drop_last=rows > 2 * int(config.batch or 1),
+        tokens=config.batch_tokens,
+    )  # fmt: skip
+    return batches, None if valid is None else Batches(valid[0], valid[1], batch=512, shuffle=False, tokens=config.batch_tokens), []
+
+
+def beside(network: torch.nn.Module, pipeline: Pipeline) -> dict[str, str]:
+    """Files that a network wants beside its weights, by name (Hugging Face's layout)."""
+    states = {c.name: c.state for c in (*pipeline.inputs, *pipeline.outputs)}
+    return network.files(states) if hasattr(network, "files") else {}  # type: ignore[operator,no-any-return]
 
 
 def statistics(pipeline: Pipeline) -> dict[str, Any]:
@@ -129,7 +162,7 @@ def term(pipeline: Pipeline, task: Task, output: str, key: str, config: TrainCon
     name, options = chosen.name, {}
     if config.loss == "focal" and column.kind in ("category", "label-set"):
         name, options = "focal", {"gamma": config.gamma}
-    if name == "cross_entropy" and config.label_smoothing:
+    if name in ("cross_entropy", "token_nll") and config.label_smoothing:
         options["label_smoothing"] = config.label_smoothing
     weights_K = class_weights(config, column, targets.get(f"{output}.{chosen.target}"))
     weights = None if weights_K is None else torch.tensor(weights_K, dtype=torch.float32)
@@ -154,17 +187,15 @@ def augmentation(config: TrainConfig, pipeline: Pipeline) -> Augment | None:
 def _smoke(
     network: torch.nn.Module,
     terms: list[Term],
-    train: Batches,
-    valid: Batches | None,
+    train: Batches | Blocks,
+    valid: Batches | Blocks | None,
     config: TrainConfig,
     hook: Augment | None,
     device: str,
 ) -> None:
     """Two steps, a validation and a save on a copy: what would fail after the first epoch fails now."""
     state = torch.random.get_rng_state()
-    some = np.arange(min(train.rows, 2 * train.batch))
-    pick = lambda group: {k: take(v if not isinstance(v, torch.Tensor) else v.numpy(), some) for k, v in group.items()}  # noqa: E731
-    small = Batches(pick(train.inputs), pick(train.targets), batch=train.batch, seed=config.seed)
+    small = train.head(2 * train.batch)
     job = Fit(
         copy.deepcopy(network), terms, small, None, replace(config, epochs=1, budget=None, compile=False), augment=hook, device=device
     )

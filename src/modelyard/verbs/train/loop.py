@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from modelyard.data.batches import Batch, Batches
+from modelyard.data.blocks import Blocks
 from modelyard.errors import ArtefactError
 from modelyard.nets._network import MEMBERS
 from modelyard.store import checkpoint
@@ -143,7 +144,7 @@ class Fit:
     """State of one run: network, optimiser, averages, position, history."""
 
     def __init__(
-        self, network: nn.Module, terms: Sequence[Term], train: Batches, valid: Batches | None, config: TrainConfig, *,
+        self, network: nn.Module, terms: Sequence[Term], train: Batches | Blocks, valid: Batches | Blocks | None, config: TrainConfig, *,
         augment: Augment | None = None, device: str = "cpu", judge: Callable[[nn.Module], float] | None = None,
     ) -> None:
         """`judge` gives what early stopping and the plateau watch instead of the validation loss; lower is better."""

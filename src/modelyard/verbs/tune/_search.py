@@ -15,7 +15,7 @@ from modelyard.data.source import TABLES_OR_PATH, open_source
 from modelyard.errors import ArtefactError, ConfigError, GateFailed, Problem, Unsupported, UsageError
 from modelyard.store import atomic
 from modelyard.store.run import Run, now
-from modelyard.tasks._binding import Bound, bind
+from modelyard.tasks._binding import Bound, bind, of_texts
 from modelyard.verbs.train import conclude
 from modelyard.verbs.tune import Config, Tuned, _space
 from modelyard.verbs.tune._engines import Engine, Here, Job, Workers
@@ -58,7 +58,7 @@ class Search:
         self.space = _space.read(self.config.search, base, project.origins)
         runs = project.base / "runs"
         run = _find(runs, resume) if resume else None
-        source = None if project.data.env or project.data.stream else open_source(project.data, project.base)
+        source = None if project.data.env or project.data.stream else open_source(project.data, project.base, texts=of_texts(project.task))
         self.bound = bind(project.data, project.task, project.base, seed=train.seed, source=source)
         for note in self.bound.notes:
             self.say(note)
