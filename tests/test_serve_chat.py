@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -17,8 +18,11 @@ import polars as pl
 import pytest
 
 import modelyard
+from modelyard.runtime.desk import Desk
 from modelyard.runtime.vocabulary import Vocabulary
+from modelyard.verbs.chat import Config, Conversation, talk
 from modelyard.verbs.serve import Server
+from test_serve_page import CHROMIUM, FLAGS
 from writers import predicted, writer
 
 
@@ -213,6 +217,92 @@ def test_tokens_and_token_header(model: Any) -> None:
         openai = pytest.importorskip("openai")
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret", max_retries=0)
         assert client.chat.completions.create(model="small", messages=MESSAGES, max_tokens=3).usage.completion_tokens <= 3
+
+
+def test_the_page_talks(tmp_path: Any) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not Path(CHROMIUM).exists():
+        pytest.skip("chromium is not installed (apt-get install chromium)")
+    made = writer(kind="messages")
+    with modelyard.serve(made, slots=2) as server, playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        for options in (
+            {"locale": "en-US", "viewport": {"width": 1200, "height": 900}},
+            {"locale": "zh-CN", "viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
+        ):
+            noise: list[str] = []
+            context = browser.new_context(**options)
+            tab = context.new_page()
+            tab.on("console", lambda m, noise=noise: noise.append(m.text) if m.type in ("error", "warning") else None)
+            tab.on("pageerror", lambda e, noise=noise: noise.append(str(e)))
+            tab.goto(server.url + "/")
+            tab.locator("#chat details summary").click()
+            tab.fill("input[name=temperature]", "0")
+            tab.fill("input[name=max_tokens]", "20")
+            tab.fill("#chat-text", "Hi <b>你好</b>")
+            tab.press("#chat-text", "Enter")
+            tab.wait_for_selector(".bubble.assistant p.small")
+            body = {"messages": [{"role": "user", "content": "Hi <b>你好</b>"}], "temperature": 0, "max_tokens": 20, "model": made.name}
+            expected = ask(server, "/v1/chat/completions", body)[1]["choices"][0]["message"]["content"]
+            said = tab.locator(".bubble.assistant .said").evaluate("e => e.textContent")
+            assert said == expected
+            assert json.loads(tab.inner_text("#snippet").partition(" -d '")[2].removesuffix("'")) == body
+            tab.fill("input[name=max_tokens]", "150")
+            decoder = server.service.writing.desk.decoder
+            feed, ends = decoder.feed, decoder.ends
+            decoder.feed = lambda *a, feed=feed: (time.sleep(0.1), feed(*a))[1]  # type: ignore[method-assign]
+            decoder.ends = ()  # so that there is something to stop
+            tab.fill("#chat-text", "again")
+            tab.locator("#chat-send").click()
+            tab.locator("#chat-stop").click()
+            tab.wait_for_selector("#chat-send")
+            assert idle(server, 5)["running"] == 0  # 150 tokens would take 15 s
+            decoder.feed, decoder.ends = feed, ends  # type: ignore[method-assign]
+            assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            assert (tab.locator("#chat-send").inner_text() == "发送") == (options["locale"] == "zh-CN")
+            tab.locator("#chat-new").click()
+            assert tab.locator(".bubble").count() == 0
+            tab.fill("#chat-text", "x" * 5000)  # more than it reads: a sentence, and the text can be sent again
+            tab.locator("#chat-send").click()
+            tab.wait_for_selector("#chat-log [role=alert]")
+            assert len(tab.input_value("#chat-text")) == 5000
+            assert [n for n in noise if "status of 400" not in n] == []
+            context.close()
+        browser.close()
+        assert idle(server)["running"] == 0
+
+
+def test_talking_in_the_terminal_is_what_the_server_says() -> None:
+    made = writer(kind="messages")
+    notes: list[str] = []
+    config = Config(seed=3, temperature=0.8, top_p=0.9, max_tokens=20, system="Be kind.")
+    with modelyard.serve(made, slots=2) as server:
+        desk = Desk.of(made, slots=1)
+        conversation = Conversation(desk, config)
+        said: list[str] = []
+        talk(conversation, ["Hello", "And 你好?", "/reset", "/nothing", "Hello", "y" * 3000, "/quit", "never"], said.append, notes.append)
+        desk.close()
+        turns = [m["content"] for m in conversation.all]
+        history: list[dict[str, str]] = [{"role": "system", "content": "Be kind."}]
+        for line, answer in zip(turns[:4:2], turns[1:4:2], strict=True):
+            history.append({"role": "user", "content": line})
+            body = {"messages": history, "seed": 3, "temperature": 0.8, "top_p": 0.9, "max_tokens": 20}
+            assert chat(server, **body)[1]["choices"][0]["message"]["content"] == answer
+            history.append({"role": "assistant", "content": answer})
+    assert "".join(said) == f"{turns[1]}\n{turns[3]}\n{turns[1]}\n" and len(turns) == 6
+    assert "anew" in notes[0] and "no command" in notes[1] and "tokens" in notes[2]
+
+
+def test_a_long_conversation_forgets_its_beginning() -> None:
+    made = writer(kind="messages", context=160)
+    desk = Desk.of(made, slots=1)
+    notes: list[str] = []
+    conversation = Conversation(desk, Config(seed=1, max_tokens=30, system="S"))
+    for i in range(6):
+        conversation.answer(f"Tell me more of number {i}, please", lambda text: None, notes.append)
+    desk.close()
+    assert any("oldest" in n for n in notes)
+    assert conversation.messages[0]["content"] == "S" and conversation.messages[-2]["content"].startswith("Tell me more of number 5")
 
 
 class Vectors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from modelyard.kinds._contract import Head, Part
-from modelyard.kinds.text import TokensState
+from modelyard.kinds.text._language import LanguageState
 from modelyard.nets import causal
 from modelyard.nets._slots import Slots
 from modelyard.runtime.answers import Parity, Randomness
@@ -26,14 +26,6 @@ SPECIAL = ["<pad>", "<unk>", "<|im_end|>", "<|im_start|>"]
 TEXTS = ["Hello there, how are you today?", "你好，世界！", '{"name": "value", "list": [1, 2, 3]}', "The cat sat on the mat. " * 3, "Straße größer é 😀"]
 
 
-@dataclass
-class State(TokensState):
-    """With what a conversation needs."""
-
-    template: str = CHATML
-    settings: str = "{}"
-
-
 def tokenizer(size: int = 400) -> str:
     """Byte-level BPE."""
     found = Tokenizer(models.BPE())
@@ -45,11 +37,11 @@ def tokenizer(size: int = 400) -> str:
     return str(found.to_str())
 
 
-def network(vocabulary: int, seed: int = 0, std: float = 0.2, **shape: Any) -> causal.Network:
+def network(vocabulary: int, seed: int = 0, std: float = 0.2, column: str = "prompt", **shape: Any) -> causal.Network:
     """Random weights, large enough that texts differ."""
     torch.manual_seed(seed)
     config = causal.Config(**{"architecture": "qwen3", "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "context": 256, **shape})
-    net = causal.Network(config, {"tokens": Part((None,), "int32", vocabulary)}, [Head("answer", "text", "tokens", vocabulary)], "prompt")
+    net = causal.Network(config, {"tokens": Part((None,), "int32", vocabulary)}, [Head("answer", "text", "tokens", vocabulary)], column)
     for p in net.parameters():
         torch.nn.init.normal_(p, std=std) if p.ndim > 1 else torch.nn.init.ones_(p)
     net.ends = (2,)  # type: ignore[assignment]
@@ -62,25 +54,27 @@ class Made(Model):
     @property
     def examples(self) -> list[dict[str, Any]]:
         """One row."""
-        return [{"prompt": "Hello"}]
+        text = self.pipeline.inputs[0].kind == "text"
+        return [{"prompt": "Hello"} if text else {"messages": [{"role": "user", "content": "Hello"}]}]
 
     def replay(self, tolerance: float | None = None) -> Parity:
         """Nothing to compare."""
         return Parity(0, 0.0, 0, [])
 
 
-def writer(seed: int = 0, template: str | None = CHATML, **shape: Any) -> Made:
-    """The model."""
+def writer(seed: int = 0, template: str | None = CHATML, kind: str = "text", **shape: Any) -> Made:
+    """The model: it goes on with a `prompt`, or answers `messages`."""
     text = tokenizer()
     size = Tokenizer.from_str(text).get_vocab_size()
-    column = Column("prompt", "text", "tokens", state=State("bytes", tokenizer=text, size=size, lowercase=False, max_length=10_000))
-    output = Column("answer", "text", "tokens", state=State("bytes", tokenizer=text, size=size, template=template or ""))
+    state = LanguageState("bytes", tokenizer=text, settings="{}", template=template or "", ends=[2], size=size)
+    column = Column("prompt" if kind == "text" else "messages", kind, "language", state=state)
+    output = Column("answer", "text", "language", state=replace(state, target=True))
     params = [{**vars(p), "choices": p.choices} for p in complete.PARAMS]
     manifest = {
         "name": "small", "tasks": {"answer": "text-generation"}, "frame": {"name": "rows", "config": {}}, "files": {}, "pipeline": {},
         "model": {"backend": "torch", "program": "complete", "params": params},
     }  # fmt: skip
-    graphs: dict[str, Any] = {"decoder": Slots(network(size, seed, **shape))}
+    graphs: dict[str, Any] = {"decoder": Slots(network(size, seed, column=column.name, **shape))}
     return Made(Path("made"), manifest, Pipeline([column], [output]), graphs, "torch", f"v{seed}")
 
 

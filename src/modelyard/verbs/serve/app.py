@@ -450,14 +450,14 @@ class Service:
 
     async def try_it(self, request: HttpRequest) -> Response:
         """The page; where a token is needed its data comes by `/page.json`, since examples are rows of real data."""
-        data = None if self.token else page.data(self.model, self.name)
+        data = None if self.token else page.data(self.model, self.name, self.writing.facts())
         response = Response(page.html(self.name, data), media_type="text/html; charset=utf-8")
         response.headers["Content-Security-Policy"] = POLICY
         return response
 
     async def page_data(self, request: HttpRequest) -> Response:
         """Signature and examples for the page."""
-        return JSONResponse(page.data(self.model, self.name))
+        return JSONResponse(page.data(self.model, self.name, self.writing.facts()))
 
     async def static(self, request: HttpRequest) -> Response:
         """The page's script and style."""

@@ -60,6 +60,14 @@ class Writing:
                 self._desk = Desk.of(self.service.model, slots=self.slots, memory=self.memory)
         return self._desk
 
+    def facts(self) -> dict[str, Any] | None:
+        """What the page asks of a model that writes: whether it knows roles, and how far it reads."""
+        if not self.able:
+            return None
+        model = self.service.model
+        roles, length = model.pipeline.inputs[0].kind != "text", model.graphs["decoder"].context  # type: ignore[attr-defined]
+        return {"roles": roles, "length": length, "defaults": {"temperature": 0.7} | ({} if roles else {"max_tokens": min(128, length // 2)})}
+
     def close(self) -> None:
         """Ends the engine."""
         if self._desk is not None:
