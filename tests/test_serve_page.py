@@ -326,7 +326,7 @@ def test_label_sets_pixels_and_parameters_have_fields(browser: Any, server: Serv
     controls(tab, "grey").locator("img").evaluate("e => e.decode()")
     assert controls(tab, "grey").locator("img").evaluate("e => [e.naturalWidth, e.naturalHeight]") == [2, 3]
     assert "params" not in tab.evaluate("body([])")
-    tab.click("summary")
+    tab.click("#params summary")
     controls(tab, "beam").locator("input").fill("6")
     assert tab.evaluate("body([]).params") == {"beam": 6}
     context.close()

@@ -61,6 +61,7 @@ class Talked:
     model: str
     version: str
     messages: list[dict[str, str]]
+    """`{role, content}` of every turn, `user` and `assistant`."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
