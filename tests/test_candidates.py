@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -249,6 +251,34 @@ def test_cross_validation_refits_everything_and_reports_mean_interval_and_spread
     theirs = cross_val_score(make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)), x, y, cv=StratifiedKFold(5, shuffle=True, random_state=0))
     assert abs(found["value"] - theirs.mean()) < 0.015
     assert {"valid", "test", "folds"} == set(done.metrics) and not (done.run / "fold").exists()
+
+
+def test_a_preset_searches_in_every_fold_without_the_rows_held_out(cancer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nested: what judges a fold is neither learnt from nor used to choose; labels turned there change no candidate."""
+    from modelyard.verbs.train import search
+
+    frame, learnt, turn = pl.read_csv(cancer), [], False
+    real = search.divide
+
+    def spy(bound: Any, *rest: Any) -> Any:
+        if turn:
+            turned = {k: v.with_columns(kind=v["kind"].reverse()) if k == "test" else v for k, v in bound.splits.items()}
+            bound = dataclasses.replace(bound, splits=turned)
+        learnt.append({k: set(v["patient"]) for k, v in bound.splits.items()})
+        return real(bound, *rest)
+
+    monkeypatch.setattr(search, "divide", spy)
+    boards = []
+    for turn in (False, True):
+        done = my.train(
+            data={"path": str(cancer), "target": "kind", "split": {"by": "patient"}}, model={"name": "auto", "candidates": ["linear"]},
+            train={"folds": 2, "preset": "balanced", "budget": 60.0},
+        )  # fmt: skip
+        boards.append((json.loads((done.run / "run.json").read_text(encoding="utf-8"))["leaderboard"][0]["scores"], done.metrics["folds"]))
+    assert boards[0][0] == boards[1][0] and boards[0][1]["accuracy"]["value"] > boards[1][1]["accuracy"]["value"] + 0.2
+    folds_made, whole = learnt[:2], set(frame["patient"])
+    assert all(not (made["train"] | made["valid"]) & made["test"] for made in folds_made)
+    assert folds_made[0]["test"] | folds_made[1]["test"] == whole and not folds_made[0]["test"] & folds_made[1]["test"]
 
 
 def test_the_interval_is_that_of_nadeau_and_bengio() -> None:

@@ -133,6 +133,12 @@ WORDS: dict[str, tuple[str, str]] = {
     "size": ("Size", "大小"),
     "settings": ("Settings", "设置"),
     "folds": ("cross-validation", "交叉验证"),
+    "fold": ("Fold", "折"),
+    "held_out": ("held out", "留出"),
+    "chosen_note": (
+        "Every fold made the whole search on its own rows. The scores above are those of the rows that each search did not see.",
+        "每一折都在各自的数据上完整地重新搜索；上表得分来自搜索时未见过的行。",
+    ),
     "metrics": ("Metrics with 95 % intervals", "指标与 95% 区间"),
     "importance": ("Importance", "特征重要性"),
     "importance_note": ("loss of the metric when the column is shuffled", "打乱该列后指标的下降"),

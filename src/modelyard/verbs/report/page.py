@@ -152,7 +152,22 @@ def _folds(report: Report, say: Say) -> str:
     """Mean, interval and spread of every metric over the folds."""
     several = not any("value" in e for e in report.folds.values())
     tables = report.folds.items() if several else [("", report.folds)]
-    return "".join((f"<h3>{escape(name)}</h3>" if name else "") + _metrics_table({"metrics": found}, say) for name, found in tables if found)
+    whole = "".join((f"<h3>{escape(name)}</h3>" if name else "") + _metrics_table({"metrics": found}, say) for name, found in tables if found)
+    return whole + (_chosen(report, say) if report.chosen else "")
+
+
+def _chosen(report: Report, say: Say) -> str:
+    """The settings that the search of each fold chose, their value on its validation rows and on the rows held out."""
+    metric = str(report.search.get("metric", ""))
+    rows = []
+    for entry in report.chosen:
+        params, scores = dict(entry.get("params", {})), dict(entry.get("scores", {}))
+        held = scores if metric in scores else next((s for s in scores.values() if isinstance(s, Mapping) and metric in s), {})
+        told = ", ".join(f"{k}: {number(v) if isinstance(v, float) else v}" for k, v in params.items())
+        name = f"{entry.get('repeat', 0) + 1}.{entry.get('fold', 0) + 1}"
+        rows.append([name, escape(told), _value(entry), _value(dict(held.get(metric, {})))])
+    head = [say("fold"), say("settings"), f"{_metric_name(metric, say)}, {say('valid')}", f"{_metric_name(metric, say)}, {say('held_out')}"]
+    return f'<p class="soft">{say("chosen_note")}</p>' + _table(head, rows, numbers=(2, 3), prose=(1,))
 
 
 def _evaluation(report: Report, say: Say) -> str:

@@ -130,13 +130,17 @@ def fit(
     return _fit_named(own, _found_from(base or Path("."), model), job)
 
 
-def conclude(run: Run, folder: Path, bound: Bound, facts: dict[str, Any], judged_by: Any = None, *, lang: str = "en", cut: bool = False) -> Trained:
-    """Metrics (of valid and test), gates and the report of a saved model, written to `run`; `cut` where it was interrupted."""
+def conclude(
+    run: Run, folder: Path, bound: Bound, facts: dict[str, Any], judged_by: Any = None, *, lang: str = "en", cut: bool = False,
+    validated: dict[str, Any] | None = None,
+) -> Trained:  # fmt: skip
+    """Metrics (of valid and test; `validated` are those of folds), gates and the report of a saved model, written to `run`; `cut` where
+    it was interrupted."""
     stop = threading.Event()
     if cut:
         stop.set()
     job = _Job(Config(), run, run.name, False, "cpu", stop, None, lambda text: None)
-    return _judge(job, folder, bound, facts, judged_by, lang, {}, {})
+    return _judge(job, folder, bound, facts, judged_by, lang, {}, validated or {})
 
 
 def _found_from(base: Path, model: Any) -> Any:
