@@ -12,6 +12,8 @@ from html import escape
 from typing import Any
 
 from modelyard.verbs.report._board import board_data, board_rows
+from modelyard.verbs.report._promises import section as promises
+from modelyard.verbs.report._promises import tried_data
 from modelyard.verbs.report._report import Report
 from modelyard.verbs.report._search import section as search
 from modelyard.verbs.report._style import STYLE
@@ -39,6 +41,7 @@ def render(report: Report, lang: str = "en") -> str:
         ("leaderboard", _leaderboard(report, say)),
         ("folds", _folds(report, say)),
         ("evaluation", _evaluation(report, say)),
+        ("promises", promises(report.promises, say, _figure, _table)),
         ("data", _data(report, say)),
         ("configuration", _configuration(report, say)),
         ("card", _card(report, say)),
@@ -204,6 +207,8 @@ def _metrics_table(output: Mapping[str, Any], say: Say) -> str:
 
 def _details(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str:
     pictures = dict(output.get("pictures", {}))
+    if tried := tried_data(output.get("groups") or {}):
+        pictures["groups_tried"] = tried
     if "metrics" not in pictures and (bars := metric_bars_data(output)):
         pictures["metrics"] = bars
     drawn = []

@@ -314,7 +314,8 @@ def _judge(
     run.update(
         state="interrupted" if job.stop.is_set() else "finished", finished=now(), version=model.version, parity=parity.to_json(),
         training=facts["training"], model=_about(model, facts), data=_data(bound), facts={"version": model.version}, gate=gate,
-        **{k: facts[k] for k in ("leaderboard", "promises") if k in facts},
+        **({"leaderboard": facts["leaderboard"]} if "leaderboard" in facts else {}),
+        **({"promises": model.manifest["promises"]} if model.manifest.get("promises") else {}),
     )  # fmt: skip
     write_report(run.folder, evaluation.splits, lang=lang)
     return Trained(run.folder, folder, metrics, bound.notes, gate, job.stop.is_set(), evaluation.segments())

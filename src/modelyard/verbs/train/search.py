@@ -66,7 +66,7 @@ PRESETS = {
     "best": Preset(
         8, 1200,
         (TREES[0], LINEAR, {"name": "catboost"}, *TREES[1:], FOREST, {"name": "mlp"}, {"name": "neighbours"}, {**FOREST, "variant": "random"}),
-    ),  # fmt: skip
+    ),
 }
 
 SHARE = 0.25
