@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import urllib.request
@@ -25,7 +26,7 @@ from modelyard.testing import toy_data
 HERE = Path(__file__).parent
 EXPECTED = HERE / "matrix_expected.json"
 MATRIX = HERE.parent / "docs" / "matrix.md"
-VERBS = ("check", "plan", "train", "tune", "predict", "evaluate", "threshold", "report", "export", "serve")
+VERBS = ("check", "prepare", "plan", "train", "tune", "predict", "evaluate", "threshold", "report", "export", "serve")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # torch's exporter
 
@@ -171,6 +172,16 @@ def cells(row: dict[str, Any], folder: Path) -> dict[str, str]:
         options = Options(json=True, quiet=True, trust_code=True)
         return registry.load("verbs", name).run(project, model=model, options=options)
 
+    def prepare() -> None:
+        """Copies are set aside; what was written is data for the same task."""
+        from modelyard.tasks._binding import bind
+        from modelyard.verbs.prepare import Config
+
+        project.sections["prepare"] = Config(steps=["deduplicate"])
+        made = verb("prepare")
+        data = dataclasses.replace(project.data, path=made.data, env=None)
+        assert sum(bind(data, project.task, project.base, seed=1).rows.values()) > 0
+
     def train() -> None:
         state["run"] = str(verb("train").run)
 
@@ -217,7 +228,7 @@ def cells(row: dict[str, Any], folder: Path) -> dict[str, str]:
         assert len(answers) == len(expected) and not any(isinstance(a, dict) and isinstance(a.get("error"), dict) for a in answers)
 
     steps: dict[str, Callable[[], Any]] = {
-        "check": lambda: verb("check"), "plan": lambda: verb("plan"), "train": train, "tune": tune, "predict": predict,
+        "check": lambda: verb("check"), "prepare": prepare, "plan": lambda: verb("plan"), "train": train, "tune": tune, "predict": predict,
         "evaluate": lambda: verb("evaluate", state["run"]), "threshold": threshold, "report": lambda: verb("report", state["run"]),
         "export": export, "serve": serve,
     }  # fmt: skip

@@ -68,6 +68,12 @@ def take(array: Array, index: np.ndarray) -> Array:
     return array.take(index) if isinstance(array, Ragged) else array[index]
 
 
+def concat(parts: Sequence[Array]) -> Array:
+    """Stack the examples of several arrays, all dense or all ragged."""
+    ragged = [p for p in parts if isinstance(p, Ragged)]
+    return Ragged.concat(ragged) if ragged else np.concatenate([p for p in parts if isinstance(p, np.ndarray)])
+
+
 def pad(
     ragged: Ragged, *, side: str = "back", multiple: int = 1, length: int | None = None, fill: float = 0
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,8 @@ from html import escape
 from typing import Any
 
 from modelyard.verbs.report._board import board_data, board_rows
+from modelyard.verbs.report._promises import section as promises
+from modelyard.verbs.report._promises import tried_data
 from modelyard.verbs.report._report import Report
 from modelyard.verbs.report._search import section as search
 from modelyard.verbs.report._style import STYLE
@@ -39,6 +41,7 @@ def render(report: Report, lang: str = "en") -> str:
         ("leaderboard", _leaderboard(report, say)),
         ("folds", _folds(report, say)),
         ("evaluation", _evaluation(report, say)),
+        ("promises", promises(report.promises, say, _figure, _table)),
         ("data", _data(report, say)),
         ("configuration", _configuration(report, say)),
         ("card", _card(report, say)),
@@ -152,7 +155,22 @@ def _folds(report: Report, say: Say) -> str:
     """Mean, interval and spread of every metric over the folds."""
     several = not any("value" in e for e in report.folds.values())
     tables = report.folds.items() if several else [("", report.folds)]
-    return "".join((f"<h3>{escape(name)}</h3>" if name else "") + _metrics_table({"metrics": found}, say) for name, found in tables if found)
+    whole = "".join((f"<h3>{escape(name)}</h3>" if name else "") + _metrics_table({"metrics": found}, say) for name, found in tables if found)
+    return whole + (_chosen(report, say) if report.chosen else "")
+
+
+def _chosen(report: Report, say: Say) -> str:
+    """The settings that the search of each fold chose, their value on its validation rows and on the rows held out."""
+    metric = str(report.search.get("metric", ""))
+    rows = []
+    for entry in report.chosen:
+        params, scores = dict(entry.get("params", {})), dict(entry.get("scores", {}))
+        held = scores if metric in scores else next((s for s in scores.values() if isinstance(s, Mapping) and metric in s), {})
+        told = ", ".join(f"{k}: {number(v) if isinstance(v, float) else v}" for k, v in params.items())
+        name = f"{entry.get('repeat', 0) + 1}.{entry.get('fold', 0) + 1}"
+        rows.append([name, escape(told), _value(entry), _value(dict(held.get(metric, {})))])
+    head = [say("fold"), say("settings"), f"{_metric_name(metric, say)}, {say('valid')}", f"{_metric_name(metric, say)}, {say('held_out')}"]
+    return f'<p class="soft">{say("chosen_note")}</p>' + _table(head, rows, numbers=(2, 3), prose=(1,))
 
 
 def _evaluation(report: Report, say: Say) -> str:
@@ -194,6 +212,8 @@ def _beside(found: Mapping[str, Any]) -> str:
 
 def _details(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str:
     pictures = dict(output.get("pictures", {}))
+    if tried := tried_data(output.get("groups") or {}):
+        pictures["groups_tried"] = tried
     if "metrics" not in pictures and (bars := metric_bars_data(output)):
         pictures["metrics"] = bars
     drawn = []

@@ -131,13 +131,17 @@ def fit(
     return _fit_named(own, _found_from(base or Path("."), model), job)
 
 
-def conclude(run: Run, folder: Path, bound: Bound, facts: dict[str, Any], judged_by: Any = None, *, lang: str = "en", cut: bool = False) -> Trained:
-    """Metrics (of valid and test), gates and the report of a saved model, written to `run`; `cut` where it was interrupted."""
+def conclude(
+    run: Run, folder: Path, bound: Bound, facts: dict[str, Any], judged_by: Any = None, *, lang: str = "en", cut: bool = False,
+    validated: dict[str, Any] | None = None,
+) -> Trained:  # fmt: skip
+    """Metrics (of valid and test; `validated` are those of folds), gates and the report of a saved model, written to `run`; `cut` where
+    it was interrupted."""
     stop = threading.Event()
     if cut:
         stop.set()
     job = _Job(Config(), run, run.name, False, "cpu", stop, None, lambda text: None)
-    return _judge(job, folder, bound, facts, judged_by, lang, {}, {})
+    return _judge(job, folder, bound, facts, judged_by, lang, {}, validated or {})
 
 
 def _found_from(base: Path, model: Any) -> Any:
@@ -338,7 +342,8 @@ def _judge(
     run.update(
         state="interrupted" if job.stop.is_set() else "finished", finished=now(), version=model.version, parity=model.parity and model.parity.to_json(),
         training=facts["training"], model=_about(model, facts), data=_data(bound), facts={"version": model.version}, gate=gate,
-        **{k: facts[k] for k in ("leaderboard", "promises") if k in facts},
+        **({"leaderboard": facts["leaderboard"]} if "leaderboard" in facts else {}),
+        **({"promises": model.manifest["promises"]} if model.manifest.get("promises") else {}),
     )  # fmt: skip
     write_report(run.folder, evaluation.splits, lang=lang)
     return Trained(run.folder, folder, metrics, bound.notes, gate, job.stop.is_set(), evaluation.segments())

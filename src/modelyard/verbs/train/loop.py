@@ -62,7 +62,8 @@ class Sums:
     """Σ w·value and Σ w·units of each term."""
 
     values: list[torch.Tensor]
-    units: list[torch.Tensor]
+    units: list[torch.Tensor | float]
+    """Numbers where every example counts once: nothing to compute, move or wait for."""
 
 
 @dataclass
@@ -80,11 +81,12 @@ class Result:
 
 def objective(terms: Sequence[Term], outputs: Mapping[str, torch.Tensor], batch: Batch, mix: Any = None) -> Sums:
     """Weighted sums over the batch. Positions beyond `<output>.length` of an aligned target do not count."""
-    values, units = [], []
+    values: list[torch.Tensor] = []
+    units: list[torch.Tensor | float] = []
     for term in terms:
         if term.total is not None and mix is None and _plain(term, outputs, batch):
             values.append(term.total(outputs[term.head].float(), batch.targets[term.target], **term.options))
-            units.append(torch.tensor(float(len(batch)), device=values[-1].device))
+            units.append(float(len(batch)))
             continue
         value_B, weight_B = _weighted(term, outputs, batch, mix)
         values.append(value_B.sum())
@@ -166,6 +168,8 @@ class Fit:
         self.stopped = ""
         self.decisions: list[list[int]] = []
         """`[step, steps]`: at `step` it was decided from the clock to make `steps` in all."""
+        self.shares: dict[float, torch.Tensor] = {}
+        """weight / units on the device, of the batch sizes that came."""
         self.running = [0.0] * (2 * len(self.terms))
         """Σ w·value of each term in the epoch so far, then Σ w·units."""
         # bf16 pays only where it is computed natively: AVX2 CPUs emulate it
@@ -188,12 +192,11 @@ class Fit:
         totals = self._backward(batch, epoch)
         norm, found = self.guard.facts([*totals.values, *totals.units])
         if not (math.isfinite(norm) and all(map(math.isfinite, found))):
-            self.optimiser.zero_grad(set_to_none=True)
             raise self.guard.stop(self._there(batch), self.step, norm, found[: len(self.terms)], self._values)
         if self.config.clip and norm > self.config.clip:
             torch._foreach_mul_([p.grad for p in self.guard.parameters if p.grad is not None], self.config.clip / norm)
         self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.guard.forget()
         self.step += 1
         if self.averaged is not None:
             self._average()
@@ -217,21 +220,30 @@ class Fit:
             ends = [round(i * len(batch) / self.config.accumulate) for i in range(self.config.accumulate + 1)]
             parts = [cut(batch, low, high) for low, high in pairwise(ends) if high > low]
         units = self._units(parts) if len(parts) > 1 else None
-        total: list[torch.Tensor] = []
+        total: list[Any] = []
         for i, part in enumerate(parts):
             sums = self._sums(part, epoch)
-            with torch.no_grad():  # the divisor goes into the backward pass as its seed: no nodes of the graph for it
-                seeds = [t.weight / u.clamp_min(1e-12) for t, u in zip(self.terms, units or sums.units, strict=True)]
+            # the divisor goes into the backward pass as its seed: no nodes of the graph for it
+            seeds = [self._share(t.weight, u) for t, u in zip(self.terms, units or sums.units, strict=True)]
             heads = list(sums.values)
             if self.config.l1 and i == 0:
                 heads.append(self.config.l1 * torch.stack([p.abs().sum() for p in self.matrices]).sum())
                 seeds.append(torch.ones_like(heads[-1]))
             torch.autograd.backward(heads, seeds)
-            mine = [x.detach() for x in (*sums.values, *sums.units)]
+            mine = [x.detach() if isinstance(x, torch.Tensor) else x for x in (*sums.values, *sums.units)]
             total = [a + b for a, b in zip(total, mine, strict=True)] if total else mine
         return Sums(total[: len(self.terms)], total[len(self.terms) :])
 
-    def _units(self, parts: Sequence[Batch]) -> list[torch.Tensor]:
+    def _share(self, weight: float, units: torch.Tensor | float) -> torch.Tensor:
+        """weight / units, without a gradient; that of a number is made once (a new tensor a step is 2 % of a small net's)."""
+        if isinstance(units, torch.Tensor):
+            return weight / units.detach().clamp_min(1e-12)
+        share = weight / max(units, 1e-12)
+        if share not in self.shares:
+            self.shares[share] = torch.tensor(share, dtype=torch.float32, device=self.device)
+        return self.shares[share]
+
+    def _units(self, parts: Sequence[Batch]) -> list[torch.Tensor | float]:
         """Σ w·units of the batch, without a gradient, a random number or a change of running means."""
         self.network.eval()
         with torch.no_grad():
