@@ -124,9 +124,9 @@ def bind(
     inputs, outputs, chosen, notes = columns(config, task, first, mistakes, kinds) if like is None else _as_before(like, tasks or {})
     pipeline = Pipeline(inputs, outputs)
     if hasattr(module, "settle"):
-        kinds = ({c.name: c.kind for c in side} for side in (inputs, outputs))
+        sides = ({c.name: c.kind for c in side} for side in (inputs, outputs))
         with mistakes.gathering():
-            frame = {**frame, "config": module.settle(frame["config"], *kinds)}
+            frame = {**frame, "config": module.settle(frame["config"], *sides)}
     roles = dict.fromkeys(c for c in (config.weight, config.group, config.time, *_split_columns(config)) if c)
     if like is None:
         _roles(config, list(roles), framed, source, mistakes)
