@@ -59,7 +59,7 @@ def save(
         "tasks": {output: t.name for output, t in bound.tasks.items()},
         "frame": bound.frame,
         "pipeline": pipeline,
-        "model": {"program": task.program, "params": [asdict(p) for p in task.params], **model},
+        "model": {"program": task.program, "params": [asdict(p) for p in task.params], **({"layout": "huggingface"} if beside else {}), **model},
         "post": [],
         "parents": [],
         "data": {"fingerprint": bound.source.fingerprint, "rows": bound.rows},
