@@ -16,9 +16,13 @@ from torch import nn
 from modelyard import registry, settings
 from modelyard.errors import ArtefactError, Problem, Unsupported, UsageError
 from modelyard.kinds._contract import Head, Part
+from modelyard.nets._chain import Chain
 from modelyard.nets._fusion import FUSIONS
 
 Parts = Mapping[str, Mapping[str, Part]]
+
+CHAINED = "potentials"
+"""The part of outputs that speak of every unit of an input (`kinds/tags`): encoders then give features (B, L, D)."""
 
 MEMBERS = ":members"
 """Ends the name of a training output `(B, M, …)` that holds the answers of an ensemble's M members beside their combination."""
@@ -37,7 +41,12 @@ class Network(nn.Module):
         self.fusion = fusion
         safe = module_names([h.output for h in heads])
         self.keys = {h.key: safe[h.output] for h in heads}
-        self.heads = nn.ModuleDict({safe[h.output]: fusion.head(h.size) for h in heads})  # type: ignore[operator]
+        self.heads = nn.ModuleDict({safe[h.output]: self._head(h) for h in heads})
+
+    def _head(self, head: Head) -> nn.Module:
+        """The fusion's head; outputs whose parts depend on each other have a chain over it."""
+        made: nn.Module = self.fusion.head(head.size)  # type: ignore[operator]
+        return Chain(made, head.size) if head.part == CHAINED else made
 
     def embed(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Discrete parts made continuous, under the same names: where gradients for explaining and attacking are taken."""
@@ -113,20 +122,32 @@ def build(
             module = registry.load("nets", entry["name"])
             config = _config(module.Config, entry["config"], entry["name"])
             whole = hasattr(module, "Network")
-            offered = {"cardinalities": list(cardinalities), "statistics": (statistics or {}).get(name)}
+            offered = {"cardinalities": list(cardinalities), "statistics": (statistics or {}).get(name), "heads": heads}
             takes = inspect.signature((module.Network if whole else module.Encoder).__init__).parameters
             options = {k: v for k, v in offered.items() if k in takes}
             if whole:
                 if len(parts) > 1:
                     raise Unsupported(f"{entry['name']} is a whole network and reads one input, not {len(parts)}", "never")
+                options.pop("heads", None)
                 return module.Network(config, found, heads, name, **options)  # type: ignore[no-any-return]
             encoders[name] = module.Encoder(config, found, **options)
+        _aligned(parts, heads)
         fusion = dict(spec.get("fusion") or {"name": "concatenate"})
         kind = fusion.pop("name")
         if kind not in FUSIONS:
             raise registry.unknown("fusion", str(kind), list(FUSIONS))
         widths = [int(e.width) for e in encoders.values()]  # type: ignore[arg-type]
         return Network(encoders, FUSIONS[kind](widths, **fusion), heads)
+
+
+def _aligned(parts: Parts, heads: Sequence[Head]) -> None:
+    """Refuses what has no features of every unit: several inputs fused, and answers about the whole beside answers about each unit."""
+    if not any(h.part == CHAINED for h in heads):
+        return
+    if len(parts) > 1:
+        raise Unsupported(f"a net that tags reads one input, not {', '.join(parts)}; name it under data.inputs", "not yet")
+    if whole := [h.output for h in heads if h.part != CHAINED]:
+        raise Unsupported(f"{', '.join(whole)} is about the whole text and the others about its words; train two models", "not yet")
 
 
 def _config(cls: type, given: Any, name: str) -> Any:
