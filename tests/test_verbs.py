@@ -104,6 +104,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "task": "regression", "model": {"name": "auto", "candidates": ["linear", {"name": "forest", "trees": 20}]}, "train.preset": "balanced",
         "train.distil": "linear",
     },
+    "tagging · words · bilstm": {"task": "token-classification", "train.epochs": 3},
     "tagging (probe)": {"task": "modelyard-probes/tagging"},
     "generation (probe)": {"task": "modelyard-probes/character-generation"},
     "control (probe)": {"task": "modelyard-probes/control"},

@@ -178,9 +178,9 @@ def random_inputs(accepts: str, rows: int, seed: int = 0) -> tuple[dict[str, Par
             "words": Part((None,), "int32", 50), "characters": Part((None, 8), "int32", 30), "marks": Part((None, 6), "int32", 40),
             "features": Part((None, 12), "float32"),
         }  # fmt: skip
-        ids = {k: random.integers(1, p.cardinality, (count, *p.shape[1:])).astype(np.int32) for k, p in parts.items() if p.cardinality}
-        values = random.integers(0, 2, (count, 12)).astype(np.float32)
-        return parts, {k: ragged(v) for k, v in {**ids, "features": values}.items()}, {}
+        sizes = {k: (count, *(n or 1 for n in p.shape[1:])) for k, p in parts.items()}
+        drawn = {k: random.integers(1, p.cardinality or 2, sizes[k]).astype(p.dtype) for k, p in parts.items()}
+        return parts, {k: ragged(v) for k, v in drawn.items()}, {}
     assert accepts in ("tokens", "chars"), f"no random inputs for {accepts}"
     return {"tokens": Part((None,), "int32", 50)}, {"tokens": ragged(random.integers(1, 50, offsets[-1]).astype(np.int32))}, {}
 

@@ -71,7 +71,7 @@ def _operator(cell: nn.RNNBase, x_BLD: Tensor) -> Tensor:
     x_LBD = x_BLD.transpose(0, 1)
     bias = torch.cat([sorted_gates(cell.bias_ih_l0), sorted_gates(cell.bias_hh_l0)])  # type: ignore[arg-type]
     weights = [sorted_gates(cell.weight_ih_l0)[None], sorted_gates(cell.weight_hh_l0)[None], bias[None]]  # type: ignore[arg-type]
-    attributes: dict[str, int] = {"hidden_size": cell.hidden_size} | ({"linear_before_reset": 1} if cell.mode == "GRU" else {})
+    attributes: dict[str, Any] = {"hidden_size": cell.hidden_size} | ({"linear_before_reset": 1} if cell.mode == "GRU" else {})
     states: Tensor = torch.onnx.ops.symbolic_multi_out(
         cell.mode.split("_")[0], (x_LBD, *weights), attributes, dtypes=(x_BLD.dtype,),
         shapes=((x_LBD.shape[0], 1, x_LBD.shape[1], cell.hidden_size),), version=14,

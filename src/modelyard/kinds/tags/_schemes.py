@@ -85,7 +85,7 @@ def strict(tags: Sequence[str], scheme: str) -> list[Entity]:
 
 def write(found: Sequence[Entity], length: int, scheme: str) -> list[str]:
     """Tags of entities that do not overlap."""
-    first, inside, last, only = {"bio": "BIIB", "bioes": "BIES", "bilou": "BILU"}[scheme]
+    first, inside, last, only = tuple({"bio": "BIIB", "bioes": "BIES", "bilou": "BILU"}[scheme])
     tags = ["O"] * length
     for start, end, kind in found:
         suffix = "" if kind == "_" else f"-{kind}"
