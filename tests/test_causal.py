@@ -89,10 +89,14 @@ def test_blocks_of_the_vocabulary_equal_the_whole(monkeypatch: pytest.MonkeyPatc
     weigh = torch.rand(37)
     found = []
     for limit in (2**24, V * 5):
-        monkeypatch.setattr(_vocabulary, "WHOLE", limit)
+        monkeypatch.setattr(_vocabulary, "BLOCK", limit)
         nll = _vocabulary.token_nll(hidden, weight, ids)
-        found.append([nll.detach(), *torch.autograd.grad((nll * weigh).sum(), (hidden, weight))])
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))
+        sums = [torch.autograd.grad(total, (hidden, weight), retain_graph=True) for total in ((nll * weigh).sum(), 0.3 * nll.sum())]
+        found.append([nll.detach(), *sums[0], *sums[1]])
+    plain = torch.nn.functional.cross_entropy(hidden @ weight.T, ids, reduction="none")
+    wanted = [torch.autograd.grad(total, (hidden, weight), retain_graph=True) for total in ((plain * weigh).sum(), 0.3 * plain.sum())]
+    for mine in found:
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(mine, [plain, *wanted[0], *wanted[1]], strict=True))
 
 
 def test_activations_computed_again_give_the_same_gradients() -> None:

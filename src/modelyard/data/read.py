@@ -50,8 +50,10 @@ class Reading:
     sheet: str | int | None = None
     """Sheet of a workbook."""
     max_bytes: int | None = None
+    texts: bool = False
+    """Whether a .txt file is a text and no table."""
     conll: ConllConfig | None = None
-    """Columns of a CoNLL file; set, every file of lines is read as one."""
+    """Columns of a CoNLL file; set, every file of an unknown type is read as one."""
 
 
 def read(source: Any, reading: Reading | None = None, name: str = "train") -> Table:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import polars as pl
 
-from modelyard.data import artefact, huggingface
+from modelyard.data import artefact, huggingface, parallel
 from modelyard.data.conll import ConllConfig
 from modelyard.data.images import read_folder, read_zip, with_images
 from modelyard.data.mistakes import Mistakes
@@ -20,6 +20,7 @@ from modelyard.data.read import Reading, read
 from modelyard.data.split import SplitConfig
 from modelyard.data.sql import is_url, read_sql
 from modelyard.data.table import SetAside, Table
+from modelyard.data.texts import read_texts, text_files
 from modelyard.data.typing import IMAGE_SUFFIX
 from modelyard.errors import DataError, Problem, Unsupported
 from modelyard.kinds._missing import Missing
@@ -37,7 +38,7 @@ class DataConfig:
 
     path: Any = None
     """File, folder or zip with the rows to learn from (relative to the project file), a database (sqlite:///FILE, postgresql://…), what
-    `prepare` made, or a table object in Python."""
+    `prepare` made, a list of parallel texts such as [train.en, train.de], or a table object in Python."""
     train: Any = None
     """The same as path, beside valid and test."""
     valid: Any = None
@@ -55,7 +56,7 @@ class DataConfig:
     inputs: dict[str, Any] | list[str] | None = None
     """Columns to learn from: a list, or a map column → kind or {kind, encoding, …}. Without it: all that have no other role."""
     outputs: dict[str, Any] | None = None
-    """Columns to predict: a map column → kind or {kind, task}."""
+    """Columns to predict: a map column → kind or {kind, task, …} with settings of its encoding."""
     ignore: str | list[str] | None = None
     """Columns left out."""
     id: str | list[str] | None = None
@@ -101,8 +102,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in TABLES_OR_PATH:
             value = getattr(self, name)
-            if isinstance(value, bool | int | float) or (isinstance(value, list) and not all(isinstance(v, Mapping) for v in value)):
-                raise ValueError(f"{name} came as {type(value).__name__}; expected one path: a file, a folder or a zip")
+            rows = isinstance(value, list) and all(isinstance(v, Mapping) for v in value)
+            if isinstance(value, bool | int | float) or (isinstance(value, list) and not rows and not parallel.is_parallel(value)):
+                raise ValueError(f"{name} came as {type(value).__name__}; expected one path (a file, a folder or a zip) or parallel texts")
 
 
 @dataclass
@@ -144,8 +146,10 @@ class Source:
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None) -> Source:
+def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None, *, texts: bool = False) -> Source:
     """Read every table that `config` names. Raises `DataError` with what is wrong in each of them.
+
+    With `texts` a .txt file is one text, and a folder of them one each.
 
     With `mistakes` those go there instead, and what could be read is returned, so that its columns can be judged too.
     """
@@ -154,8 +158,8 @@ def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None
         raise DataError("no data is named; write data=PATH (a file, folder or zip) or data: {path: …} in the project file")
     reading = Reading(
         config.encoding, config.separator, config.header, tuple(config.missing), config.limit, config.sheet, config.max_bytes,
-        config.conll,
-    )
+        texts, config.conll,
+    )  # fmt: skip
     found = Mistakes() if mistakes is None else mistakes
     tables: dict[str, Table] = {}
     with found.gathering():
@@ -177,6 +181,8 @@ def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None
     if mistakes is None:
         found.raise_if_any("the data cannot be read")
     tables = {name: tables[name] for name in TABLES if name in tables}
+    for table in tables.values():
+        table.data = parallel.unnested(table.data)
     for name, table in tables.items():
         if config.limit is not None and table.rows > config.limit:
             # a seeded sample: the head of an ordered file would hold one class
@@ -189,6 +195,11 @@ def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None
             )
     made = artefact.made(base / Path(first).expanduser()) if isinstance(first, str | Path) and not is_url(first) else None
     return Source(tables, [note for t in tables.values() for note in t.notes], made)
+
+
+def _under(base: Path, given: str | Path) -> Path:
+    path = Path(given).expanduser()
+    return path if path.is_absolute() else base / path
 
 
 def _names(value: str | list[str] | None) -> list[str]:
@@ -225,6 +236,8 @@ def _need_rows(name: str, table: Table) -> None:
 
 def _tables(given: Any, base: Path, reading: Reading, name: str, query: str | None = None) -> dict[str, Table]:
     plain = replace(reading, limit=None)
+    if parallel.is_parallel(given):
+        return {name: parallel.read_parallel([_under(base, p) for p in given], plain, name)}
     if not isinstance(given, str | Path):
         if huggingface.is_datasets(given):
             return {k: Table(k, frame) for k, frame in huggingface.splits(given).items()}
@@ -233,10 +246,14 @@ def _tables(given: Any, base: Path, reading: Reading, name: str, query: str | No
         return {name: read(given, plain, name)}
     if is_url(given):
         return {name: read_sql(str(given), base, name, query=query, table=reading.sheet)}
-    path = Path(given).expanduser()
-    path = path if path.is_absolute() else base / path
+    path = _under(base, given)
+    if reading.texts and (files := text_files(path)):
+        return read_texts(path, files, plain, name)
     if path.is_dir():
-        return artefact.tables(path) if artefact.made(path) else read_folder(path, plain)
+        if artefact.made(path):
+            return artefact.tables(path)
+        texts = parallel.in_folder(path)
+        return {k: parallel.read_parallel(v, plain, k) for k, v in texts.items()} if texts else read_folder(path, plain)
     if path.suffix.lower() == ".zip" and path.is_file():
         return read_zip(path, plain, name)
     table = read(path, plain, name)

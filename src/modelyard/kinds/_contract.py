@@ -68,6 +68,12 @@ def take(array: Array, index: np.ndarray) -> Array:
     return array.take(index) if isinstance(array, Ragged) else array[index]
 
 
+def concat(parts: Sequence[Array]) -> Array:
+    """Stack the examples of several arrays, all dense or all ragged."""
+    ragged = [p for p in parts if isinstance(p, Ragged)]
+    return Ragged.concat(ragged) if ragged else np.concatenate([p for p in parts if isinstance(p, np.ndarray)])
+
+
 def pad(
     ragged: Ragged, *, side: str = "back", multiple: int = 1, length: int | None = None, fill: float = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -115,6 +121,8 @@ class Part:
     """Values are ids in `[0, cardinality)`; None for measurements."""
     groups: tuple[int, ...] = ()
     """Of `table.numbers`: how many of its values belong together, in order (the bins of a column); empty: each stands alone."""
+    shared: bool = False
+    """Its ids mean what those of the output mean (`Encoding.joined`): a net may use one table for both."""
 
     @property
     def ragged(self) -> bool:
@@ -159,6 +167,14 @@ class Encoding(ABC):
         """`start → update → finish` in one call."""
         return self.finish(self.update(self.start(config or self.Config()), column))
 
+    def kept(self, config: Any) -> Any:
+        """The config as a manifest keeps it once the state is fitted: without what was of this machine (a path)."""
+        return config
+
+    def beside(self, column: pl.Series) -> list[pl.Series]:
+        """Values in an aligned truth that the encoding of its input is fitted on too: texts beside a text."""
+        return []
+
     @abstractmethod
     def parts(self, state: Any) -> dict[str, Part]:
         """Names and shapes of the arrays that `encode` yields."""
@@ -174,6 +190,11 @@ class Encoding(ABC):
     def learned(self, state: Any, outputs: Mapping[str, np.ndarray]) -> Any:
         """The state once a model was fitted, for what only its outputs (by part) tell: the number of groups."""
         return state
+
+    def joined(self, own: Any, other: Any) -> tuple[Any, Any] | None:
+        """(finished state, finished state of the input `other`) of unfinished ones, where an output shares what it learns with an input:
+        one vocabulary for a text and its translation. None where it does not."""
+        return None
 
     def decode(self, arrays: Mapping[str, np.ndarray], state: Any, context: Context) -> dict[str, pl.Series]:
         """Graph outputs back to answer columns: `""` is the answer, `scores`, `low`, `high`, `set` stand beside it."""
@@ -267,6 +288,10 @@ class Kind(ABC):
         """
         return next(iter(encoding.encode(column, state, {}).values()))
 
+    def measured(self, answers: Mapping[str, pl.Series]) -> np.ndarray | None:
+        """What metrics of values measure of the answers `{"": answer, "scores": …}`, for kinds that are neither label nor number; (B, …)."""
+        return None
+
     @abstractmethod
     def summary(self, column: pl.Series) -> dict[str, Any]:
         """JSON statistics of a canonical column: `count`, `missing`, and what describes this kind."""
@@ -281,6 +306,8 @@ class Head:
     part: str
     """`logits` (category, label-set), `value` (number), `distances` (cluster) …"""
     size: int
+    ends: tuple[int, ...] = ()
+    """Of a text that is written: ids after which nothing is."""
 
     @property
     def key(self) -> str:

@@ -239,6 +239,7 @@ def _one(
         return _undefined(metric, str(reason))
     notes += [how] if " " in how else []
     found: dict[str, Any] = {"value": value, "low": low, "high": high, "better": metric.better}
+    found |= metric.about(truth, prediction) if metric.about else {}
     return {**found, "note": "; ".join(notes)} if notes else found
 
 

@@ -11,20 +11,22 @@ and never all of them at once (`_vocabulary.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from modelyard.errors import ArtefactError
 from modelyard.kinds._contract import Head, Part
 from modelyard.nets._slots import Slots
 from modelyard.nets._vocabulary import token_nll
 from modelyard.settings import Between
 
-ACCEPTS = ("tokens",)
+ACCEPTS = ("language",)
 TRAIN: dict[str, object] = {
     "epochs": 3, "batch": 16, "lr": 1e-3, "optimiser": "adamw", "weight_decay": 0.1, "schedule": "cosine", "warmup": 0.05, "clip": 1.0,
 }  # fmt: skip
@@ -59,6 +61,19 @@ class Config:
     """Activations are computed again in the backward pass: a third more time, memory of one layer."""
     base: str | None = None
     """A folder in Hugging Face layout, or a hub name: its shape, weights and tokenizer are the start."""
+    length: Annotated[int, Between(8)] | None = None
+    """Tokens of a row in training; the context, and 1,024 at most, where it is left out."""
+    tokenizer: Literal["bytes", "unigram", "characters"] = "bytes"
+    """How texts become tokens where there is no base: byte-level BPE, a unigram model, or one id for each character."""
+    vocabulary: Annotated[int, Between(16)] = 8_000
+    """Ids of a tokenizer that is trained here, at most."""
+    template: str | None = None
+    """Chat template in place of the base's (of ChatML where there is none)."""
+
+    @property
+    def row(self) -> int:
+        """Tokens of a row in training."""
+        return min(self.length or 1024, self.context)
 
     @property
     def keys(self) -> int:
@@ -82,6 +97,39 @@ class Config:
             raise ValueError(f"kv_heads {self.keys} must divide heads {self.heads}")
         if self.each % 2 or (self.head_width is None and self.width % self.heads):
             raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}, or name head_width")
+
+
+FILLS_BUDGET = True
+"""With a time budget and no number of epochs, training goes on as long as the budget lasts."""
+
+
+def settled(config: Config) -> Config:
+    """The config with the shape of its base, found or fetched. Raises `ArtefactError` where there is none."""
+    if config.base is None:
+        return config
+    from modelyard.nets._huggingface import from_settings, read_settings
+    from modelyard.store import hub
+
+    folder = hub.locate(config.base)
+    kept = {k: getattr(config, k) for k in ("dropout", "checkpointing", "length", "template", "tokenizer", "vocabulary")}
+    return from_settings(read_settings(folder), str(folder), **kept)
+
+
+def encoding(config: Config, column: Any) -> Any:
+    """How the net's column is read: by the base's tokenizer, or one of the kind that the config names."""
+    plain = column == type(column)()
+    asked = {"model": config.tokenizer, "vocabulary": config.vocabulary} if plain else {}
+    return replace(column, **asked, base=config.base or column.base, template=config.template or column.template)
+
+
+def stored(config: Config) -> Config:
+    """What a manifest keeps: not where the base lay."""
+    return replace(config, base=None)
+
+
+def training(config: Config) -> dict[str, object]:
+    """Training settings that suit it: a base is moved less."""
+    return {**TRAIN, "lr": 5e-5, "weight_decay": 0.0} if config.base else dict(TRAIN)
 
 
 class Attention(nn.Module):
@@ -229,6 +277,7 @@ class Network(nn.Module):
     def __init__(self, config: Config, parts: Mapping[str, Part], heads: Sequence[Head], column: str) -> None:
         super().__init__()
         self.config, self.column, self.output, self.key = config, column, heads[0].output, heads[0].key
+        self.ends = heads[0].ends or (2,)
         self.model = Decoder(config, heads[0].size)
         self.lm_head = nn.Linear(config.width, heads[0].size, bias=False)
         deep = (2 * config.layers) ** -0.5
@@ -246,9 +295,13 @@ class Network(nn.Module):
         tokens_BL, counted_BL, segments_BL = joined(inputs, self.column, self.output)
         return {self.key: self.sums(tokens_BL, counted_BL, segments_BL)}
 
-    def sums(self, tokens_BL: Tensor, counted_BL: Tensor, segments_BL: Tensor | None = None) -> Tensor:
-        """(B, 2): Σ -log p of the counted tokens given those before them, and their number."""
+    def sums(self, tokens_BL: Tensor, counted_BL: Tensor | None, segments_BL: Tensor | None = None) -> Tensor:
+        """(B, 2): Σ -log p of the counted tokens (None: all) given those before them, and their number."""
         hidden_BLD = self.model(tokens_BL[:, :-1], None if segments_BL is None else segments_BL[:, :-1])
+        if counted_BL is None:
+            nll_BL = token_nll(hidden_BLD.flatten(0, 1), self.lm_head.weight, tokens_BL[:, 1:].flatten()).view(hidden_BLD.shape[:2])
+            total_B = nll_BL.sum(1)
+            return torch.stack([total_B, torch.full_like(total_B, nll_BL.shape[1])], 1)
         counted_BL = counted_BL[:, 1:]
         nll_N = token_nll(hidden_BLD[counted_BL], self.lm_head.weight, tokens_BL[:, 1:][counted_BL])
         row_N = torch.arange(len(tokens_BL), device=tokens_BL.device)[:, None].expand_as(counted_BL)[counted_BL]
@@ -263,6 +316,27 @@ class Network(nn.Module):
         """What writes, with these weights."""
         return Slots(self, device)
 
+    def graphs(self) -> dict[str, nn.Module]:
+        """`score`: how likely given texts are."""
+        return {"score": Score(self)}
+
+    def begin(self, base: str) -> list[str]:
+        """Takes the weights of a base. Raises `ArtefactError` naming what does not fit."""
+        from modelyard.nets._huggingface import read_weights
+
+        weights = read_weights(Path(base))
+        try:
+            self.restore(weights)
+        except RuntimeError as error:
+            raise ArtefactError(f"the weights in {base} do not fit its config.json: {' '.join(str(error).split())[:400]}") from None
+        return [f"begins with {len(weights)} tensors of {Path(base).name}"]
+
+    def files(self, states: Mapping[str, Any]) -> dict[str, str]:
+        """What lies beside the weights in Hugging Face's layout, by name; `states` are those of the columns' encodings."""
+        from modelyard.nets._huggingface import texts_beside
+
+        return texts_beside(self.config, self.lm_head.out_features, states[self.output])
+
     def stored(self) -> dict[str, Tensor]:
         """Weights by Hugging Face's names."""
         from modelyard.nets._huggingface import to_huggingface
@@ -276,13 +350,41 @@ class Network(nn.Module):
         self.load_state_dict(from_huggingface(weights, self.config), strict=True)
 
 
-def joined(inputs: Mapping[str, Tensor], column: str, output: str) -> tuple[Tensor, Tensor, Tensor | None]:
+class Score(nn.Module):
+    """`tokens` (B, L) to `nll` and `hit` (B, L - 1): -log p of each token given those before it, and whether it was the likeliest."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As the class says; logits exist for `SCORED` numbers at a time."""
+        tokens_BL, weight = inputs["tokens"].long(), self.network.lm_head.weight
+        hidden_ND, ids_N = self.network.model(tokens_BL[:, :-1]).flatten(0, 1), tokens_BL[:, 1:].flatten()
+        rows = max(1, SCORED // weight.shape[0])
+        nll, hit = [], []
+        for h, i in zip(hidden_ND.split(rows), ids_N.split(rows), strict=True):
+            logits_NV = F.linear(h, weight).float()
+            nll.append(F.cross_entropy(logits_NV, i, reduction="none"))
+            hit.append(logits_NV.argmax(1) == i)
+        shape = (len(tokens_BL), tokens_BL.shape[1] - 1)
+        return {"nll": torch.cat(nll).view(shape), "hit": torch.cat(hit).view(shape)}
+
+
+SCORED = 2**24
+"""Logits of one piece of a scored batch: 64 MiB in float32."""
+
+
+def joined(inputs: Mapping[str, Tensor], column: str, output: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(tokens_BL, counted_BL, segments_BL) of input and output one after the other, without a gap, padded at the back with 0.
 
-    `<output>.segments` is there where texts were packed; the input is then empty.
+    Rows that were joined before (`verbs/train/texts.py`) bring `<output>.mask`, what counts, and `<output>.segments` where several texts
+    were packed into one; blocks of a corpus bring neither, nor a length: all of them counts (None).
     """
-    ids_BT, ids_B = inputs[f"{output}.ids"].long(), inputs[f"{output}.length"]
-    segments_BT = inputs.get(f"{output}.segments")
+    ids_BT, ids_B = inputs[f"{output}.ids"].long(), inputs.get(f"{output}.length")
+    segments_BT, mask_BT = inputs.get(f"{output}.segments"), inputs.get(f"{output}.mask")
+    if mask_BT is not None or ids_B is None:
+        return ids_BT, None if mask_BT is None else mask_BT > 0, segments_BT
     prompt_BL, prompt_B = inputs.get(f"{column}.tokens"), inputs.get(f"{column}.length")
     place_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
     if prompt_BL is None or prompt_B is None or segments_BT is not None or int(prompt_B.max()) == 0:

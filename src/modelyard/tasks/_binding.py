@@ -7,7 +7,7 @@ the runtime's pipeline, and nothing above.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,19 +107,27 @@ def bind(
     if config.stream:
         return _bind_stream(config, task, base, seed, like, tasks or {})
     mistakes = Mistakes()
-    source = open_source(config, base, mistakes) if source is None else source
+    source = open_source(config, base, mistakes, texts=of_texts(task, tasks)) if source is None else source
     config = source.described(config)
     framed: dict[str, tuple[pl.DataFrame, np.ndarray]] = {}
+    kinds: Mapping[str, str] = {}
     with mistakes.gathering():
         frame = _frame(config, task, tasks)
         module = registry.load("data/frames", frame["name"])
         options = module.Config(**frame["config"])
+        kinds = getattr(module, "KINDS", {})
         framed = {name: module.examples(table.frame(), options, training=True) for name, table in source.tables.items() if table.rows}
     if not framed:
         _refuse(mistakes, source.set_aside)
     first = next(iter(framed.values()))[0]
-    inputs, outputs, chosen, notes = columns(config, task, first, mistakes) if like is None else _as_before(like, tasks or {})
+    if kinds:  # the frame has chosen the columns by their roles
+        config = replace(config, target=None, outputs=None, inputs=_kept(config.inputs, kinds), split=module.split(config.split, first))
+    inputs, outputs, chosen, notes = columns(config, task, first, mistakes, kinds) if like is None else _as_before(like, tasks or {})
     pipeline = Pipeline(inputs, outputs)
+    if hasattr(module, "settle"):
+        sides = ({c.name: c.kind for c in side} for side in (inputs, outputs))
+        with mistakes.gathering():
+            frame = {**frame, "config": module.settle(frame["config"], *sides)}
     roles = dict.fromkeys(c for c in (config.weight, config.group, config.time, *_split_columns(config)) if c)
     if like is None:
         _roles(config, list(roles), framed, source, mistakes)
@@ -148,6 +156,17 @@ def bind(
             column.summary = column.rules.summary(splits["train"][column.name])
     carried = tuple(c for c in roles if c in splits["train"].columns)
     return Bound(pipeline, chosen, source, splits, frame, set_aside, [*source.notes, *notes], carried, config.weight)
+
+
+def of_texts(task: str | None, tasks: Mapping[str, str] | None = None) -> bool:
+    """Whether the files of a project are texts: a .txt file is then one of them, and no table."""
+    named = list((tasks or {}).values()) or ([task] if task else [])
+    return any(getattr(registry.load("data/frames", task_named(n)[0].frame), "TEXTS", False) for n in named)
+
+
+def _kept(inputs: Any, kinds: Mapping[str, str]) -> dict[str, Any] | None:
+    """Settings of the inputs that a frame makes, where the project has some."""
+    return {c: v for c, v in inputs.items() if c in kinds} or None if isinstance(inputs, dict) else None
 
 
 def _refuse(mistakes: Mistakes, set_aside: list[SetAside]) -> None:
@@ -218,13 +237,20 @@ def _unique_ids(ids: list[str], tables: Mapping[str, pl.DataFrame], mistakes: Mi
 
 
 def columns(
-    config: DataConfig, task: str | None, frame: pl.DataFrame, mistakes: Mistakes
+    config: DataConfig, task: str | None, frame: pl.DataFrame, mistakes: Mistakes, kinds: Mapping[str, str] | None = None
 ) -> tuple[list[Column], list[Column], dict[str, Task], list[str]]:
-    """Inputs, outputs, the task of each output and notes on what was guessed; what is wrong goes to `mistakes`."""
+    """Inputs, outputs, the task of each output and notes on what was guessed; what is wrong goes to `mistakes`.
+
+    `kinds` are those of inputs that a frame has made: they are not guessed, and others are none.
+    """
     targets = [config.target] if isinstance(config.target, str) else list(config.target or [])
     wanted: dict[str, dict[str, Any]] = {t: {} for t in targets} | {k: _options(v) for k, v in (config.outputs or {}).items()}
     chosen_inputs = config.inputs or {}
     given = {k: _options(v) for k, v in (chosen_inputs.items() if isinstance(chosen_inputs, dict) else ((c, {}) for c in chosen_inputs))}
+    if kinds:
+        given = {c: {"kind": k, **given.get(c, {})} for c, k in kinds.items() if c in frame.columns}
+        own = task_named(task)[0].output if task else ""
+        wanted = wanted or ({own: {}} if own in frame.columns else {})
     came = ", ".join(frame.columns)
     for c in dict.fromkeys([*wanted, *given, *_listed(config.ignore)]):
         if c not in frame.columns:
@@ -249,8 +275,9 @@ def columns(
             outputs.append(column)
             tasks[name] = chosen
     roles = {config.weight, config.group, config.time, *_split_columns(config), *_listed(config.id), *_listed(config.ignore)}
-    names = list(given) or [c for c in frame.columns if c not in wanted and c not in roles]
-    guesses = guessing.infer(frame)
+    made = {c.name for c in outputs}
+    names = list(given) or [c for c in frame.columns if c not in wanted and c not in roles and c not in made]
+    guesses = guessing.infer(frame.select([n for n in names if n in frame.columns]))
     inputs = []
     for name in (n for n in names if n in frame.columns):
         guess = guesses[name]
@@ -381,8 +408,20 @@ def _frame(config: DataConfig, task: str | None, before: Mapping[str, str] | Non
     frames = {(t.frame, tuple(sorted(t.frame_config(config).items()))) for t in tasks} or {("rows", ())}
     if len(frames) > 1:
         raise Unsupported("outputs with different frames in one model: " + ", ".join(sorted(f for f, _ in frames)), "never")
-    name, settings = frames.pop()
-    return {"name": name, "config": dict(settings)}
+    name, chosen = frames.pop()
+    asked = config.frame.get("name")
+    if name == "rows" and config.frame:
+        if asked is None:
+            raise DataError("data.frame has settings but no name", [Problem("name it, e.g. name: slices", "data.frame.name")])
+        name, chosen = asked, tuple((k, v) for k, v in config.frame.items() if k != "name")
+    elif asked is not None and asked != name:
+        raise Unsupported(f"the examples of this task are {name}; data.frame.name cannot be {asked}", "never")
+    own = {k: v for k, v in chosen if k != "name"}
+    problems: list[Problem] = []
+    settings.parse(registry.load("data/frames", name).Config, own, "data.frame", problems)
+    if problems:
+        raise DataError(f"data.frame has {len(problems)} mistake(s)", problems)
+    return {"name": name, "config": own}
 
 
 def _bind_stream(

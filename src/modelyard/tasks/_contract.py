@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from modelyard.runtime.answers import Param
+from modelyard.runtime.answers import Answers, Param
 
 
 @dataclass(frozen=True)
@@ -65,5 +65,11 @@ class Task:
     """None: those of the output's kind."""
     reads: tuple[str, ...] = ()
     """Kinds of input that it is about: columns that could be of the first are taken as such, whatever else was guessed."""
+    rewrites: str | None = None
+    """A file of `verbs/train/` whose `make(config, pipeline, output)` gives what changes every batch (inputs and targets) before a step."""
+    examine: Callable[[Any, pl.DataFrame, str], tuple[Answers, pl.Series]] | None = None
+    """`(model, rows, output) -> (answers, truths)` for tasks whose truth is no column: how they are judged."""
+    shown: Mapping[str, Any] | None = None
+    """Params under which the stored examples are answered, where the defaults would show nothing."""
     aligned: bool = False
     """True where an answer lies along an input (tags of a text): the output's `of` names it."""

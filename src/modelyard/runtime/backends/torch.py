@@ -61,9 +61,8 @@ def graphs(network: torch.nn.Module, device: str = "cpu") -> dict[str, Graph]:
     import torch
 
     network.to(device).eval()
-    if hasattr(network, "decoder"):
-        return {"decoder": network.decoder(device)}  # type: ignore[operator]
     modules: dict[str, torch.nn.Module] = network.graphs() if hasattr(network, "graphs") else {"main": network}  # type: ignore[operator]
+    decoder = {"decoder": network.decoder(device)} if hasattr(network, "decoder") else {}  # type: ignore[operator]
 
     def graph_of(module: torch.nn.Module) -> Graph:
         def graph(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -73,4 +72,4 @@ def graphs(network: torch.nn.Module, device: str = "cpu") -> dict[str, Graph]:
 
         return graph
 
-    return {name: graph_of(module) for name, module in modules.items()}
+    return {name: graph_of(module) for name, module in modules.items()} | decoder

@@ -24,6 +24,9 @@ from modelyard.verbs.evaluate import _costs, _odd
 WORST = 24
 """Worst rows shown per output (a page of pictures)."""
 
+SAMPLES = 24
+"""Sample answers shown of outputs that have no pictures: texts."""
+
 PROFILED = 20_000
 """Rows of which groups are profiled, drawn from all splits."""
 
@@ -34,7 +37,7 @@ SLICE_ROWS = 20
 
 @dataclass
 class Evaluation:
-    """`{split: {output: {kind, headline, metrics, baseline, pictures, worst, slices}}}` and the answers behind it."""
+    """`{split: {output: {kind, headline, metrics, baseline, pictures, worst, slices, samples}}}` and the answers behind it."""
 
     splits: dict[str, dict[str, dict[str, Any]]]
     failed: dict[str, list[RowError]]
@@ -76,7 +79,7 @@ def judge(
         if known is not None and split in known:
             answers = Answers(known[split], [], frame.height, model.name, model.version)
         else:
-            answers = model.predict_examples(rows)
+            answers, frame = _answered(model, bound, frame)
         bad = {e.row for e in answers.errors}
         good = np.array([i for i in range(answers.rows) if i not in bad], np.int64)
         failed[split], kept[split] = answers.errors, answers
@@ -93,8 +96,7 @@ def judge(
 
 def score(model: Model, bound: Bound, split: str, metric: str, output: str, *, positive: str | None = None) -> dict[str, Any]:
     """`{value, better, note?}` of one metric of one output on one split, without interval: what a search compares."""
-    frame = bound.splits[split]
-    answers = model.predict_examples(frame.select([c.name for c in bound.pipeline.inputs]))
+    answers, frame = _answered(model, bound, bound.splits[split])
     bad = {e.row for e in answers.errors}
     good = np.array([i for i in range(answers.rows) if i not in bad], np.int64)
     truth, found = (frame, answers.columns) if len(good) == answers.rows else (frame[good], answers.columns[good])
@@ -108,12 +110,26 @@ def score(model: Model, bound: Bound, split: str, metric: str, output: str, *, p
     return scoring.evaluate_output(column.kind, is_true, said, [metric], labels=labels, intervals=False, **given)[metric]
 
 
+def _answered(model: Model, bound: Bound, frame: pl.DataFrame) -> tuple[Answers, pl.DataFrame]:
+    """(answers to the rows of a split, the rows with their truths): those of a task that brings its truth are made by it."""
+    rows = frame.select([c.name for c in bound.pipeline.inputs])
+    for output, task in bound.tasks.items():
+        if task.examine is not None:  # such a task stands alone
+            answers, truths = task.examine(model, frame, output)
+            return answers, frame.with_columns(truths.alias(output))
+    return model.predict_examples(rows), frame
+
+
 def predicted(column: Column, answers: pl.DataFrame, features: np.ndarray | None) -> scoring.Predicted:
     """What the answers say of one output, as metrics take it."""
     evidence = column.rules.evidence(answers[column.name], column.coder, column.state)
     scores = None
     if f"{column.name}.scores" in answers.columns:
         scores = answers[f"{column.name}.scores"].struct.unnest().to_numpy().astype(np.float64)
+    mine = {c.removeprefix(column.name).lstrip("."): answers[c] for c in answers.columns if c == column.name or c.startswith(f"{column.name}.")}
+    values = column.rules.measured(mine)
+    if values is not None:
+        return scoring.Predicted(labels=evidence, values=values)
     if column.kind == "number":
         return scoring.Predicted(values=evidence)
     if isinstance(evidence, np.ndarray) and evidence.dtype.kind == "f":
@@ -154,6 +170,7 @@ def _output(
         "slices": [],
     }
     if column.kind not in scoring.DEFAULTS:
+        entry["samples"] = _samples(bound, column, truth, answers)
         return entry
     entry["pictures"] = picture_data(column.kind, is_true, found, labels=labels, seed=seed)
     if is_true is None and labels and found.scores is not None:
@@ -282,6 +299,24 @@ def _along(column: Column, beside: Any, true: Any, said: Any) -> dict[str, str]:
     """`{truth, prediction}`: both drawn along the input that they speak of."""
     found = {"truth": column.rules.draw_along(true, beside), "prediction": column.rules.draw_along(said, beside)}
     return {key: html for key, html in found.items() if html is not None}
+
+
+def _samples(bound: Bound, column: Column, truth: pl.DataFrame, answers: pl.DataFrame) -> list[dict[str, Any]]:
+    """Answers to rows spread evenly over the split, for people to judge what no picture shows."""
+    order = np.unique(np.linspace(0, max(0, truth.height - 1), SAMPLES).round().astype(np.uint32)) if truth.height else np.zeros(0, np.uint32)
+    shown = bound.pipeline.inputs[:8]
+    drawn = {c.name: truth[c.name].gather(order).to_list() for c in shown}
+    said = answers[column.name].gather(order).to_list()
+    true = truth[column.name].gather(order).to_list() if column.name in truth.columns else [None] * len(said)
+    return [
+        {
+            "row": int(row) + 1,
+            "inputs": {c.name: c.rules.draw(drawn[c.name][i]) for c in shown},
+            "truth": "" if true[i] is None else _text(true[i]),
+            "prediction": _text(said[i]),
+        }
+        for i, row in enumerate(order)
+    ]
 
 
 def _oddest(bound: Bound, column: Column, frame: pl.DataFrame, answers: pl.DataFrame, found: scoring.Predicted) -> list[dict[str, Any]]:

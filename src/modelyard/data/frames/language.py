@@ -1,0 +1,169 @@
+"""Texts to learn to write: an example is what is read (`prompt`, or `messages`) and what is to be written (`completion`).
+
+Rows come as in TRL and its kin: `text` (a corpus: nothing is read); `prompt`, `completion`; `messages` or `conversations` (the last
+answer is written, earlier ones count by a mask); alpaca's `instruction`, `input`, `output`. A corpus of a few long texts is cut into
+pieces (`PIECE` characters, at ends of lines), of which all but the first go on from the one before (a missing prompt), and is divided by
+position: its beginning trains.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from modelyard.data.split import SplitConfig
+from modelyard.errors import DataError, Problem
+from modelyard.kinds.messages import ANSWERS, conversation
+
+TEXTS = True
+"""A .txt file is one text, and a folder of them one text each."""
+KINDS = {"prompt": "text", "messages": "messages"}
+"""Inputs that a frame of this form has, with their kinds."""
+PART = "part"
+"""Column of corpora of a few texts: `train`, `valid` or `test`."""
+FEW = 20
+"""Texts below which a corpus is divided by position."""
+PIECE = 2_000
+LAYOUTS = "text; prompt and completion; messages (or conversations); instruction, input and output"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Which columns are read, and how a corpus of a few texts is divided."""
+
+    prompt: str | None = None
+    """Column that is read, where it has none of the usual names."""
+    completion: str | None = None
+    """Column that is written, where it has none of the usual names."""
+    valid: float = 0.1
+    """Share of a few long texts that comes before the end and judges while training."""
+    test: float = 0.0
+    """Share at their end, for the final judgement."""
+
+
+def config_of(data: Any) -> dict[str, Any]:
+    """The frame's settings from the `data` section."""
+    plain = data.split == SplitConfig()
+    valid = 0.0 if data.valid is not None else 0.1 if plain else data.split.valid
+    test = 0.0 if data.test is not None or plain else data.split.test
+    target = data.target if isinstance(data.target, str) else next(iter(data.outputs or data.target or []), None)
+    named = [c for c in data.inputs or [] if c not in KINDS]
+    return {"prompt": named[0] if named else None, "completion": target if target != "completion" else None, "valid": valid, "test": test}
+
+
+def split(given: SplitConfig, examples: pl.DataFrame) -> SplitConfig:
+    """The split of framed examples: by position where the frame divided them."""
+    return replace(given, column=PART) if PART in examples.columns else given
+
+
+def asked(framed: pl.DataFrame) -> pl.DataFrame:
+    """Examples as somebody would ask: where nothing is read, the beginning of the text is the prompt."""
+    if "prompt" not in framed.columns or "completion" not in framed.columns or (framed["prompt"].fill_null("") != "").any():
+        return framed
+    text = framed["completion"].str
+    begin = text.head(pl.Series((text.len_chars() // 4).clip(4, 60))) if framed.height else framed["completion"]
+    return framed.with_columns(begin.alias("prompt"))
+
+
+def examples(table: pl.DataFrame, config: Config, *, training: bool) -> tuple[pl.DataFrame, np.ndarray]:
+    """(`prompt` or `messages`, `completion`, and what else the rows have; the row each example comes from)."""
+    has = set(table.columns)
+    origin = np.arange(table.height)
+    if config.completion is not None:
+        if missing := [c for c in (config.prompt, config.completion) if c is not None and c not in has]:
+            raise DataError("column(s) named for the texts are not there", [Problem(f"the data has {', '.join(table.columns)}", c) for c in missing])
+        if config.prompt is None:
+            return _corpus(table.rename({config.completion: "text"}) if config.completion != "text" else table, config)
+        return _pairs(table.rename({config.prompt: "prompt", config.completion: "completion"})), origin
+    if {"messages", "completion"} <= has:
+        return table, origin
+    for name in ("messages", "conversations", "conversation"):
+        if name in has:
+            return _conversations(table, name), origin
+    if {"instruction", "output"} <= has:
+        return _alpaca(table), origin
+    if {"prompt", "completion"} <= has:
+        return _pairs(table), origin
+    texts = [c for c in table.columns if table[c].dtype == pl.String]
+    if "text" in has or len(texts) == 1 == len(has):
+        return _corpus(table if "text" in has else table.rename({texts[0]: "text"}), config)
+    message = f"the columns {', '.join(table.columns)} are no texts to learn from; expected {LAYOUTS}"
+    raise DataError(message, [Problem("name the column to write", "data.target", "and the one to read as data.inputs=[NAME]")])
+
+
+def _pairs(table: pl.DataFrame) -> pl.DataFrame:
+    """Prompts and completions as they are; lists of messages become a conversation."""
+    if not any(isinstance(table[c].dtype, pl.List | pl.Object) for c in ("prompt", "completion")):
+        return table
+    rows = [_both(p, c) for p, c in zip(table["prompt"].to_list(), table["completion"].to_list(), strict=True)]
+    return _conversations(table.drop("prompt", "completion").with_columns(pl.Series("messages", rows, dtype=pl.String)), "messages")
+
+
+def _both(prompt: Any, completion: Any) -> str | None:
+    read, written = conversation(prompt)[0], conversation(completion)[0]
+    return json.dumps([*read, *written], ensure_ascii=False) if read and written else None
+
+
+def _conversations(table: pl.DataFrame, name: str) -> pl.DataFrame:
+    """The last answer apart from what comes before it; a conversation without one has no completion."""
+    before: list[Any] = []
+    last: list[str | None] = []
+    for value in table[name].to_list():
+        found, _ = conversation(value)
+        whole = found is not None and found[-1]["role"] == ANSWERS
+        before.append(json.dumps(found[:-1] if whole else found, ensure_ascii=False) if found is not None else None if value is None else str(value))
+        last.append(found[-1]["content"] if found is not None and whole else "" if found is None else None)
+    made = [pl.Series("messages", before, dtype=pl.String), pl.Series("completion", last, dtype=pl.String)]
+    return table.drop(name).with_columns(*made)
+
+
+def _alpaca(table: pl.DataFrame) -> pl.DataFrame:
+    """An instruction and its input as one message of the user."""
+    rows = []
+    systems = table["system"].to_list() if "system" in table.columns else [None] * table.height
+    inputs = table["input"].to_list() if "input" in table.columns else [None] * table.height
+    for system, instruction, given in zip(systems, table["instruction"].to_list(), inputs, strict=True):
+        asked = f"{instruction}\n\n{given}" if given else str(instruction)
+        first = [{"role": "system", "content": str(system)}] if system else []
+        rows.append(json.dumps([*first, {"role": "user", "content": asked}], ensure_ascii=False))
+    taken = [c for c in ("instruction", "input", "output", "system") if c in table.columns]
+    return table.drop(taken).with_columns(pl.Series("messages", rows, dtype=pl.String), table["output"].alias("completion"))
+
+
+def _corpus(table: pl.DataFrame, config: Config) -> tuple[pl.DataFrame, np.ndarray]:
+    """Nothing is read and every text is written; a few long ones are cut and divided by position."""
+    if table.height >= FEW or table["text"].null_count():
+        return table.rename({"text": "completion"}).with_columns(pl.lit("").alias("prompt")), np.arange(table.height)
+    texts = table["text"].cast(pl.String).to_list()
+    ends = np.cumsum([len(t) for t in texts])
+    marks = {"train": int(ends[-1] * (1 - config.valid - config.test)), "valid": int(ends[-1] * (1 - config.test)), "test": int(ends[-1])}
+    rows: list[tuple[str | None, str, str]] = []
+    origin: list[int] = []
+    for number, text in enumerate(texts):
+        start, low = int(ends[number]) - len(text), 0
+        for part, mark in marks.items():
+            high = min(max(mark - start, low), len(text))
+            for a, b in _pieces(text, low, high):
+                rows.append(("" if a == 0 else None, text[a:b], part))
+                origin.append(number)
+            low = high
+    schema = {"prompt": pl.String, "completion": pl.String, PART: pl.String}
+    return pl.DataFrame(rows, schema=schema, orient="row"), np.array(origin, np.int64)
+
+
+def _pieces(text: str, low: int, high: int) -> list[tuple[int, int]]:
+    """[from, to) of pieces of `text[low:high]`, cut behind the last line break or blank of each."""
+    found = []
+    while low < high:
+        end = min(low + PIECE, high)
+        if end < high:
+            cut = max(text.rfind("\n", low + PIECE // 2, end), -1)
+            cut = cut if cut >= 0 else text.rfind(" ", low + PIECE // 2, end)
+            end = cut + 1 if cut >= 0 else end
+        found.append((low, end))
+        low = end
+    return found
