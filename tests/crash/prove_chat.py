@@ -153,8 +153,10 @@ def hostile(chance: random.Random) -> tuple[str, Any]:
             body["logit_bias"] = chance.choice([{str(i): 100 for i in range(5_000)}, {"-1": 5}, {"5": 1e9}, {"1e3": 1}, {"7": -100}, [1], {"9" * 400: 1}])
         elif knob in ("messages", "prompt"):
             many = [{"role": "user", "content": "x"}] * chance.choice([0, 1, 50, 2_001, 20_000])
-            odd = chance.choice([many, [[]], [{"role": "user"}], "x", [{"role": "user", "content": [{"type": "text", "text": chance.choice(TEXTS)}] * 50}], [{}]])
-            body[knob] = odd if knob == "messages" else chance.choice([["x"] * 500, [1] * 100_000, [[10**12]], [[]], [-1], ["Hi", "there"], [[3, 4], [5]], chance.choice(TEXTS)])
+            parts = [{"role": "user", "content": [{"type": "text", "text": chance.choice(TEXTS)}] * 50}]
+            odd = [many, [[]], [{"role": "user"}], "x", parts, [{}]]
+            other = [["x"] * 500, [1] * 100_000, [[10**12]], [[]], [-1], ["Hi", "there"], [[3, 4], [5]], chance.choice(TEXTS)]
+            body[knob] = chance.choice(odd if knob == "messages" else other)
         elif knob == "regex":
             body["guided_regex"] = chance.choice([*PATTERNS, 5, None])
         elif knob == "schema":
@@ -170,7 +172,8 @@ def hostile(chance: random.Random) -> tuple[str, Any]:
             body[knob] = chance.choice([*BIG, chance.choice(TEXTS)])
     if chance.random() < 0.05:
         raw = json.dumps(body).encode("utf-8", "surrogatepass")
-        return "/v1/completions", chance.choice([raw[: len(raw) // 2], b"[" * 100_000, b"\xff\xfe", b"", b'{"a":1,"a":2}', b"{" + b'"x":' * 5_000, b" " * 5_000_000])
+        broken = [raw[: len(raw) // 2], b"[" * 100_000, b"\xff\xfe", b"", b'{"a":1,"a":2}', b"{" + b'"x":' * 5_000, b" " * 5_000_000]
+        return "/v1/completions", chance.choice(broken)
     return "/v1/chat/completions" if chat else "/v1/completions", body
 
 
@@ -179,7 +182,8 @@ def judged(server: Server, status: int, found: Any) -> str:
     if status >= 500:
         return f"status {status}: {str(found)[:200]}"
     if status != 200:
-        return "" if isinstance(found, dict) and set(found["error"]) == {"message", "type", "param", "code"} else f"an error in another shape: {str(found)[:200]}"
+        known = isinstance(found, dict) and set(found["error"]) == {"message", "type", "param", "code"}
+        return "" if known else f"an error in another shape: {str(found)[:200]}"
     length = server.service.writing.desk.length
     events = found if isinstance(found, list) else [found]
     choices = [c for e in events for c in e.get("choices", [])]
@@ -232,7 +236,8 @@ def requests(server: Server, count: int, seed: int) -> list[str]:
     faults += [f"the process grew by {grown / 2**20:.0f} MB"] if grown > GROWTH else []
     faults += [f"only {statuses[200]} requests were good enough to be answered"] if statuses[200] < count // 50 else []
     word = "ok    " if not faults else "FAULT "
-    print(f"{word} {count} hostile requests: {dict(sorted(statuses.items()))}, slowest {slowest[0]:.1f} s (request {slowest[1]}), grew by {grown / 2**20:.0f} MB", flush=True)
+    slow = f"slowest {slowest[0]:.1f} s (request {slowest[1]})"
+    print(f"{word} {count} hostile requests: {dict(sorted(statuses.items()))}, {slow}, grew by {grown / 2**20:.0f} MB", flush=True)
     return faults
 
 
