@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import http.client
 import json
@@ -471,7 +472,7 @@ def test_ports_settings_and_altered_models(models: dict[str, Model], tmp_path: P
     with pytest.raises(UsageError) as caught:
         modelyard.serve(models["line"], port=70000, hots="x")
     assert len(caught.value.details) == 2
-    altered = Model(**vars(models["line"]))
+    altered = dataclasses.replace(models["line"])
     altered.graphs = {"main": lambda inputs: {k: v + 1 for k, v in models["line"].graphs["main"](inputs).items()}}
     with pytest.raises(ParityError):
         modelyard.serve(altered)

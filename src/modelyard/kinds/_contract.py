@@ -68,6 +68,12 @@ def take(array: Array, index: np.ndarray) -> Array:
     return array.take(index) if isinstance(array, Ragged) else array[index]
 
 
+def concat(parts: Sequence[Array]) -> Array:
+    """Stack the examples of several arrays, all dense or all ragged."""
+    ragged = [p for p in parts if isinstance(p, Ragged)]
+    return Ragged.concat(ragged) if ragged else np.concatenate([p for p in parts if isinstance(p, np.ndarray)])
+
+
 def pad(
     ragged: Ragged, *, side: str = "back", multiple: int = 1, length: int | None = None, fill: float = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -161,6 +167,10 @@ class Encoding(ABC):
         """`start → update → finish` in one call."""
         return self.finish(self.update(self.start(config or self.Config()), column))
 
+    def kept(self, config: Any) -> Any:
+        """The config as a manifest keeps it once the state is fitted: without what was of this machine (a path)."""
+        return config
+
     def beside(self, column: pl.Series) -> list[pl.Series]:
         """Values in an aligned truth that the encoding of its input is fitted on too: texts beside a text."""
         return []
@@ -207,6 +217,8 @@ class Kind(ABC):
 
     needs_value: ClassVar[bool] = False
     """True where a missing value cannot be encoded (an image): such a row fails with a sentence."""
+    sequence: ClassVar[bool] = False
+    """True where a value is a list of units that an aligned output can speak of one by one (words)."""
 
     @abstractmethod
     def check(self, column: pl.Series) -> tuple[pl.Series, list[RowError]]:
@@ -238,6 +250,14 @@ class Kind(ABC):
         from html import escape
 
         return f"<span>{escape('—' if value is None else str(value))}</span>"
+
+    def draw_along(self, value: Any, beside: Any) -> str | None:
+        """A fragment that shows an aligned value along that of its input (marked words), escaped; None: it is shown as a text."""
+        return None
+
+    def misaligned(self, column: pl.Series, beside: pl.Series) -> list[RowError]:
+        """Rows of an aligned output that do not fit the value of its input, both checked: as many tags as words."""
+        return []
 
     @abstractmethod
     def distance(self, a: pl.Series, b: pl.Series) -> np.ndarray:

@@ -18,6 +18,7 @@ from modelyard.kinds._contract import Context, RowError, take
 from modelyard.runtime import post
 from modelyard.runtime.answers import Answers, Field, Graph, Param, Parity, Randomness, Signature, compare, kind_of, resolve
 from modelyard.runtime.pipeline import Column, Encoded, Pipeline, dense
+from modelyard.runtime.quick import Quick
 from modelyard.runtime.rows import may_be_absent, to_columns
 from modelyard.store import folder as store
 from modelyard.store.state import read_arrays
@@ -112,7 +113,7 @@ class Model:
         ]
         promised = {s["output"]: s["coverage"] for s in self.manifest.get("post", []) if s["step"] in post.PROMISE}
         outputs = [
-            Field(c.name, c.kind, True, getattr(c.state, "labels", None), {"coverage": promised[c.name]} if c.name in promised else {})
+            Field(c.name, c.kind, True, getattr(c.state, "labels", None), {"coverage": promised[c.name]} if c.name in promised else {}, c.of)
             for c in self.pipeline.outputs
         ]
         return Signature(inputs, outputs, self._params)
@@ -133,8 +134,16 @@ class Model:
         random number of programs that draw any.
         """
         settings = resolve(self._params, params)
+        if type(rows) is list and 0 < len(rows) <= BLOCK and self.quick is not None and (arrays := self.quick.encode(rows)) is not None:
+            outputs = self.run(Encoded(arrays, {}, len(rows)), settings, seed or 0)
+            return self._answers(self.decode_rows(post.apply(outputs, self.manifest.get("post", [])), {}), [], len(rows))
         examples, keys, failures = self._examples_of(rows)
         return self._answer(examples, keys, failures, settings, seed)
+
+    @cached_property
+    def quick(self) -> Quick | None:
+        """What encodes the plain rows of a request, where there is such a way."""
+        return Quick.of(self.pipeline) if type(self) is Model and self.frame["name"] == "rows" else None
 
     def predict_examples(self, examples: pl.DataFrame, params: Mapping[str, Any] | None = None, seed: int | None = None) -> Answers:
         """Answers for examples that were framed before (training and evaluation); one row each."""
@@ -151,14 +160,22 @@ class Model:
         if len(good):
             outputs, contexts = self.outputs(clean, settings, 0 if seed is None else seed, good)
             answers = self.decode_rows(post.apply(outputs, self.manifest.get("post", [])), contexts)
-        columns = self._scatter(answers, good, examples.height)
+        return self._answers({**keys, **self._scatter(answers, good, examples.height)}, failures, examples.height)
+
+    def _answers(self, columns: Mapping[str, pl.Series], failures: list[RowError], rows: int) -> Answers:
         kinds = {c.name: c.kind for c in self.pipeline.outputs}
-        return Answers(pl.DataFrame([*keys.values(), *columns.values()]), failures, examples.height, self.name, self.version, kinds)
+        return Answers(pl.DataFrame(list(columns.values())), failures, rows, self.name, self.version, kinds)
 
     def outputs(
         self, examples: pl.DataFrame, params: Mapping[str, Any] | None = None, seed: int = 0, index: np.ndarray | None = None
     ) -> tuple[dict[str, np.ndarray], Mapping[str, Context]]:
         """(graph outputs before the stored steps, contexts) of checked examples without failures."""
+        module = registry.load("data/frames", str(self.frame["name"]))
+        if hasattr(module, "cut"):  # an example is read in slices
+            config = module.Config(**self.frame["config"])
+            slices, owner = module.cut(examples, config)
+            found = self.run(self.pipeline.encode(slices), params, seed)
+            return module.merge(found, owner, {c.name: c.kind for c in self.pipeline.outputs}, config.merge), {}
         encoded = self.pipeline.encode(examples)
         return self.run(encoded, params, seed, index), encoded.contexts
 

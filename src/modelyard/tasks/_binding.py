@@ -27,6 +27,7 @@ from modelyard.errors import DataError, Problem, Unsupported
 from modelyard.kinds._contract import RowError
 from modelyard.kinds._missing import Missing
 from modelyard.runtime import imputation
+from modelyard.runtime.answers import kind_of
 from modelyard.runtime.pipeline import Column, Pipeline
 from modelyard.tasks._contract import Task
 
@@ -123,6 +124,10 @@ def bind(
         config = replace(config, target=None, outputs=None, inputs=_kept(config.inputs, kinds), split=module.split(config.split, first))
     inputs, outputs, chosen, notes = columns(config, task, first, mistakes, kinds) if like is None else _as_before(like, tasks or {})
     pipeline = Pipeline(inputs, outputs)
+    if hasattr(module, "settle"):
+        sides = ({c.name: c.kind for c in side} for side in (inputs, outputs))
+        with mistakes.gathering():
+            frame = {**frame, "config": module.settle(frame["config"], *sides)}
     roles = dict.fromkeys(c for c in (config.weight, config.group, config.time, *_split_columns(config)) if c)
     if like is None:
         _roles(config, list(roles), framed, source, mistakes)
@@ -270,8 +275,9 @@ def columns(
             outputs.append(column)
             tasks[name] = chosen
     roles = {config.weight, config.group, config.time, *_split_columns(config), *_listed(config.id), *_listed(config.ignore)}
-    names = list(given) or [c for c in frame.columns if c not in wanted and c not in roles]
-    guesses = guessing.infer(frame)
+    made = {c.name for c in outputs}
+    names = list(given) or [c for c in frame.columns if c not in wanted and c not in roles and c not in made]
+    guesses = guessing.infer(frame.select([n for n in names if n in frame.columns]))
     inputs = []
     for name in (n for n in names if n in frame.columns):
         guess = guesses[name]
@@ -280,7 +286,7 @@ def columns(
             notes.append(f"{name}: left out, it looks like {guess.role_hint} ({guess.why}); name it under data.inputs to keep it")
             continue
         with mistakes.gathering():
-            inputs.append(_input(name, options.get("kind") or guess.kind, options, config.missing_values))
+            inputs.append(_input(name, options.get("kind") or _meant(frame[name], guess.kind, tasks), options, config.missing_values))
     if not inputs and not mistakes:
         mistakes.errors.append(DataError("no input column is left", [Problem("name at least one under data.inputs", "data.inputs")]))
     if allowed is not None and (wrong := [c for c in inputs if c.kind not in allowed]):
@@ -290,7 +296,7 @@ def columns(
         mistakes.errors.append(DataError(message, details))
     for column in outputs:
         if tasks[column.name].aligned and inputs:
-            column.of = inputs[0].name
+            column.of = next((c.name for c in inputs if c.rules.sequence), inputs[0].name)
     return inputs, outputs, tasks, notes
 
 
@@ -305,6 +311,12 @@ def _wanted(
         chosen = task_for(kind)
         notes.append(f"{name}: taken as {kind}, so the task is {chosen.name} ({guessing.target_kind(values).why})")
     return _output(name, kind, chosen, {k: v for k, v in options.items() if k not in ("kind", "task")}), chosen, allowed
+
+
+def _meant(values: pl.Series, guess: str, tasks: Mapping[str, Task]) -> str:
+    """The kind of an input: what the tasks are about where the column could be that, else the guess."""
+    wanted = next((t.reads[0] for t in tasks.values() if t.reads and guess not in t.reads), None)
+    return wanted if wanted is not None and kind_of(wanted).fits(values) >= 0.5 else guess
 
 
 def _as_before(like: Pipeline, named: Mapping[str, str]) -> tuple[list[Column], list[Column], dict[str, Task], list[str]]:
@@ -396,8 +408,20 @@ def _frame(config: DataConfig, task: str | None, before: Mapping[str, str] | Non
     frames = {(t.frame, tuple(sorted(t.frame_config(config).items()))) for t in tasks} or {("rows", ())}
     if len(frames) > 1:
         raise Unsupported("outputs with different frames in one model: " + ", ".join(sorted(f for f, _ in frames)), "never")
-    name, settings = frames.pop()
-    return {"name": name, "config": dict(settings)}
+    name, chosen = frames.pop()
+    asked = config.frame.get("name")
+    if name == "rows" and config.frame:
+        if asked is None:
+            raise DataError("data.frame has settings but no name", [Problem("name it, e.g. name: slices", "data.frame.name")])
+        name, chosen = asked, tuple((k, v) for k, v in config.frame.items() if k != "name")
+    elif asked is not None and asked != name:
+        raise Unsupported(f"the examples of this task are {name}; data.frame.name cannot be {asked}", "never")
+    own = {k: v for k, v in chosen if k != "name"}
+    problems: list[Problem] = []
+    settings.parse(registry.load("data/frames", name).Config, own, "data.frame", problems)
+    if problems:
+        raise DataError(f"data.frame has {len(problems)} mistake(s)", problems)
+    return {"name": name, "config": own}
 
 
 def _bind_stream(
@@ -511,6 +535,8 @@ def _check(
     labels, wrong = pipeline.check(examples, columns=targets)
     for column in targets:
         bad = [e for e in wrong if e.column == column.name]
+        if column.of in inputs.columns:
+            bad += [e for e in column.rules.misaligned(labels[column.name], inputs[column.of]) if table != "unlabelled"]
         if bad:
             problems.append(_row_problem(table, column.name, bad, origin))
         absent = np.flatnonzero(labels[column.name].is_null().to_numpy())

@@ -24,6 +24,9 @@ from modelyard.verbs.evaluate import _costs, _odd
 WORST = 24
 """Worst rows shown per output (a page of pictures)."""
 
+SAMPLES = 24
+"""Sample answers shown of outputs that have no pictures: texts."""
+
 PROFILED = 20_000
 """Rows of which groups are profiled, drawn from all splits."""
 
@@ -34,7 +37,7 @@ SLICE_ROWS = 20
 
 @dataclass
 class Evaluation:
-    """`{split: {output: {kind, headline, metrics, baseline, pictures, worst, slices}}}` and the answers behind it."""
+    """`{split: {output: {kind, headline, metrics, baseline, pictures, worst, slices, samples}}}` and the answers behind it."""
 
     splits: dict[str, dict[str, dict[str, Any]]]
     failed: dict[str, list[RowError]]
@@ -159,7 +162,7 @@ def _output(
     scores = scoring.evaluate_output(column.kind, is_true, found, names, **options)
     entry: dict[str, Any] = {
         "kind": column.kind,
-        "headline": next(iter(scores), None),
+        "headline": next((n for n, s in scores.items() if s["value"] == s["value"]), next(iter(scores), None)),
         "metrics": scores,
         "baseline": {},
         "pictures": {},
@@ -167,20 +170,23 @@ def _output(
         "slices": [],
     }
     if column.kind not in scoring.DEFAULTS:
+        entry["samples"] = _samples(bound, column, truth, answers)
         return entry
     entry["pictures"] = picture_data(column.kind, is_true, found, labels=labels, seed=seed)
     if is_true is None and labels and found.scores is not None:
         entry["worst"] = _oddest(bound, column, truth, answers, found)
     if is_true is not None:
         past = column.rules.evidence(bound.splits["train"][column.name], column.coder, column.state)
-        guess = scoring.baseline(column.kind, past, truth.height, labels=labels)
+        lengths = [len(row) for row in is_true] if is_true.dtype == object else None
+        guess = scoring.baseline(column.kind, past, truth.height, labels=labels, lengths=lengths)
         entry["baseline"] = scoring.evaluate_output(column.kind, is_true, guess, names, **options)
         scores |= _costs.promises(column, truth[column.name], answers)
         costs_KK = _costs.matrix(costs, column, positive)
         for place, said in ((scores, found), (entry["baseline"], guess)) if costs_KK is not None else ():
             assert costs_KK is not None and said.labels is not None
             place["cost"] = _costs.entry(_costs.per_row(costs_KK, is_true, said.labels))
-        errors_B = _errors(column, found, is_true)
+        same = is_true.dtype == object  # structured answers say themselves how far they are from the truth
+        errors_B = column.rules.distance(truth[column.name], answers[column.name]) if same else _errors(column, found, is_true)
         entry["worst"] = _worst(bound, column, truth, answers, found, errors_B)
         entry["slices"] = _slices(bound, column, truth, found, is_true, entry["headline"], options)
     return entry
@@ -269,6 +275,7 @@ def _worst(
 ) -> list[dict[str, Any]]:
     order = np.argsort(-errors_B, kind="stable")[:WORST]
     shown = bound.pipeline.inputs[:8]
+    along = next((c for c in shown if c.name == column.of and column.rules.draw_along([], []) is not None), None)
     rows = []
     drawn = {c.name: truth[c.name].gather(order.astype(np.uint32)).to_list() for c in shown}
     said = answers[column.name].gather(order.astype(np.uint32)).to_list()
@@ -277,7 +284,8 @@ def _worst(
         rows.append(
             {
                 "row": row + 1,
-                "inputs": {c.name: c.rules.draw(drawn[c.name][i]) for c in shown},
+                "inputs": {c.name: c.rules.draw(drawn[c.name][i]) for c in shown if c is not along},
+                "along": {} if along is None else _along(column, drawn[along.name][i], true[i], said[i]),
                 "truth": _text(true[i]),
                 "prediction": _text(said[i]),
                 "confidence": None if found.scores is None else float(found.scores[row].max()),
@@ -285,6 +293,30 @@ def _worst(
             }
         )
     return rows
+
+
+def _along(column: Column, beside: Any, true: Any, said: Any) -> dict[str, str]:
+    """`{truth, prediction}`: both drawn along the input that they speak of."""
+    found = {"truth": column.rules.draw_along(true, beside), "prediction": column.rules.draw_along(said, beside)}
+    return {key: html for key, html in found.items() if html is not None}
+
+
+def _samples(bound: Bound, column: Column, truth: pl.DataFrame, answers: pl.DataFrame) -> list[dict[str, Any]]:
+    """Answers to rows spread evenly over the split, for people to judge what no picture shows."""
+    order = np.unique(np.linspace(0, max(0, truth.height - 1), SAMPLES).round().astype(np.uint32)) if truth.height else np.zeros(0, np.uint32)
+    shown = bound.pipeline.inputs[:8]
+    drawn = {c.name: truth[c.name].gather(order).to_list() for c in shown}
+    said = answers[column.name].gather(order).to_list()
+    true = truth[column.name].gather(order).to_list() if column.name in truth.columns else [None] * len(said)
+    return [
+        {
+            "row": int(row) + 1,
+            "inputs": {c.name: c.rules.draw(drawn[c.name][i]) for c in shown},
+            "truth": "" if true[i] is None else _text(true[i]),
+            "prediction": _text(said[i]),
+        }
+        for i, row in enumerate(order)
+    ]
 
 
 def _oddest(bound: Bound, column: Column, frame: pl.DataFrame, answers: pl.DataFrame, found: scoring.Predicted) -> list[dict[str, Any]]:

@@ -28,12 +28,15 @@ from modelyard.settings import Between
 
 if TYPE_CHECKING:
     from modelyard.runtime.model import Model
+    from modelyard.verbs.serve.app import Service
+    from modelyard.verbs.serve.fleet import Endpoint
 
 __all__ = ["Config", "Server", "serve"]
 
 PORT = 8000
 NEXT = 100
 """How many ports after `PORT` are tried when none was asked for."""
+SHADOW = "shadow"
 DRAIN = 10
 """Seconds that requests in flight get when the server is told to stop."""
 
@@ -58,6 +61,16 @@ class Config:
     """File to which requests and answers are appended, one JSON object a line."""
     backend: str | None = None
     """torch, onnx or numpy; without it the model's own."""
+    slots: Annotated[int, Between(1, 256)] = 16
+    """Texts that a language model writes at the same time."""
+    memory: Annotated[int, Between(2**20)] = 2**30
+    """Bytes of a language model's keys and values; where they do not do for its whole context, texts are shorter."""
+    workers: Annotated[int, Between(0, 64)] = 0
+    """Processes for each model beside the server's own; 0 predicts in the server. One that dies is replaced, and its work done by another."""
+    models: dict[str, Any] | None = None
+    """Several models in one server: name → model (a folder, run folder or run), or name → label → model or {model, share}: versions that
+    share the callers, e.g. `churn: {champion: runs/churn-0003, challenger: {model: runs/churn-0004, share: 0.1}}`. What is labelled
+    `shadow` answers nobody: it gets a copy of every request, for its log and its metrics."""
 
 
 class Server:
@@ -67,9 +80,9 @@ class Server:
     connections are answered inside `with` (a thread) or in `forever` (this thread).
     """
 
-    def __init__(self, model: Model | str | Path, config: Config, trust_code: bool = False) -> None:
+    def __init__(self, model: Model | str | Path | None, config: Config, trust_code: bool = False) -> None:
         from modelyard.runtime.model import Model
-        from modelyard.verbs.serve.app import Service
+        from modelyard.verbs.serve.fleet import Arm, Endpoint, Fleet
 
         if not is_loopback(config.host) and not config.token:
             raise UsageError(
@@ -80,17 +93,61 @@ class Server:
             raise UsageError("serve.token holds blanks or letters that headers cannot carry; use letters, digits and signs of ASCII")
         if config.name is not None and (not config.name.isprintable() or not config.name or "/" in config.name):
             raise UsageError(f"serve.name={config.name!r} cannot stand in an address; use letters, digits and - _ . without /")
-        self.model = model if isinstance(model, Model) else Model.load(model, config.backend, trust_code=trust_code)
-        self.parity = self.model.parity if self.model is not model and self.model.parity else self.model.replay()
-        self.service = Service(self.model, config.name, config.token, config.limit, Path(config.log) if config.log else None)
+        self.config, self.trust_code = config, trust_code
+        if config.models:
+            self.fleet = Fleet(self._endpoints(config.models))
+        else:
+            loaded = model if isinstance(model, Model) else self._load(model or "")
+            loaded.parity = loaded.replay() if loaded is model or loaded.parity is None else loaded.parity
+            self.fleet = Fleet({s.name: Endpoint(s.name, (Arm("champion", s),)) for s in [self._service(loaded, config.name)]})
+        self.service: Service = self.fleet.all()[0].service
+        self.model = self.service.model
+        assert self.model.parity is not None
+        self.parity = self.model.parity
         try:
             self.socket = listen(config.host, config.port)
         except UsageError:
-            self.service.close()
+            self.fleet.close()
             raise
         host = f"[{config.host}]" if ":" in config.host else config.host
         self.port: int = self.socket.getsockname()[1]
         self.url = f"http://{host}:{self.port}"
+
+    def _load(self, model: str | Path) -> Model:
+        from modelyard.runtime.model import Model
+        from modelyard.store.run import model_folder
+
+        folder = model if (Path(model) / "manifest.json").is_file() else model_folder(str(model), Path("runs"))
+        return Model.load(folder, self.config.backend, trust_code=self.trust_code)
+
+    def _service(self, model: Model, name: str | None) -> Service:
+        from modelyard.verbs.serve.app import Service
+        from modelyard.verbs.serve.workers import Workers
+
+        count = self.config.workers
+        workers = Workers(model.folder, count, self.config.backend or "", self.trust_code) if count else None
+        log = Path(self.config.log) if self.config.log else None
+        return Service(model, name, self.config.token, self.config.limit, log, workers, self.config.slots, self.config.memory)
+
+    def _endpoints(self, models: Mapping[str, Any]) -> dict[str, Endpoint]:
+        from modelyard.verbs.serve.fleet import Arm, Endpoint
+
+        problems: list[Problem] = []
+        wanted = {name: shares(name, given, problems) for name, given in models.items()}
+        if problems:
+            raise UsageError(f"{len(problems)} model(s) of serve.models cannot be served", problems)
+        found = {}
+        for name, arms in wanted.items():
+            made = [Arm(label, self._service(self._load(model), name), share) for label, model, share in arms]
+            found[name] = Endpoint(name, tuple(a for a in made if a.label != SHADOW), next((a for a in made if a.label == SHADOW), None))
+        return found
+
+    def swap(self, model: str | Path, name: str | None = None, label: str = "champion") -> str:
+        """Loads a model, replays its examples and puts it in the place of `name`'s arm `label` without losing a request; its version."""
+        loaded = self._load(model)
+        name = name or self.service.name
+        self.fleet.swap(name, label, self._service(loaded, name))
+        return loaded.version
 
     @property
     def curl(self) -> str:
@@ -106,16 +163,16 @@ class Server:
 
         from modelyard.verbs.serve.protocol import Protocol
 
-        service = self.service
+        fleet = self.fleet
 
         class Engine(uvicorn.Server):
             async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-                service.ready = False
+                fleet.ready(False)
                 await super().shutdown(sockets)
 
         return Engine(uvicorn.Config(
-            service.app(), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=DRAIN,
-            timeout_keep_alive=30, http=Protocol.of(service.begin, frozenset({service.path.encode("ascii")}), service.limit), server_header=False, ws="none",
+            fleet, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=DRAIN,
+            timeout_keep_alive=30, http=Protocol.of(fleet.short, self.config.limit), server_header=False, ws="none",
         ))  # fmt: skip
 
     def __enter__(self) -> Server:
@@ -137,7 +194,7 @@ class Server:
     def close(self) -> None:
         """Frees the port, the threads and the log."""
         self.socket.close()
-        self.service.close()
+        self.fleet.close()
 
     def forever(self, ready: Any = None) -> None:
         """Answer until SIGTERM or Ctrl-C; requests in flight are answered first. `ready()` is called once signals are heeded."""
@@ -154,6 +211,30 @@ class Server:
             self.close()
 
 
+def shares(name: str, given: Any, problems: list[Problem]) -> list[tuple[str, str, float]]:
+    """(label, model, share) of each arm of one entry of `serve.models`; those without a share divide what is left."""
+    where = f"serve.models.{name}"
+    arms = {"champion": given} if isinstance(given, str) else given
+    if not isinstance(arms, Mapping) or not arms or not set(arms) - {SHADOW}:
+        problems.append(Problem(f"got {given!r}, expected a model, or labels with a model each", where))
+        return []
+    read: list[tuple[str, str, float | None]] = []
+    for label, entry in arms.items():
+        entry = {"model": entry} if isinstance(entry, str) else entry
+        share = entry.get("share") if isinstance(entry, Mapping) else None
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("model"), str) or set(entry) - {"model", "share"}:
+            problems.append(Problem(f"got {entry!r}, expected a model, or {{model, share}}", f"{where}.{label}"))
+        elif share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1):
+            problems.append(Problem(f"got {share!r}, expected a share from 0 to 1", f"{where}.{label}.share"))
+        else:
+            read.append((str(label), entry["model"], 0.0 if label == SHADOW else share))
+    left = 1.0 - sum(s for _, _, s in read if s is not None)
+    open_ = sum(s is None for _, _, s in read)
+    if left < -1e-9 or (not open_ and left > 1e-9):
+        problems.append(Problem(f"the shares add up to {1 - left:g}; they must add up to 1, or leave one label without a share", where))
+    return [(label, model, left / open_ if share is None else share) for label, model, share in read]
+
+
 def serve(model: Any = None, settings: Mapping[str, Any] | None = None, *, trust_code: bool = False, **keys: Any) -> Server:
     """A server for a model (loaded, or a model folder, run folder or run's name), started by `with`.
 
@@ -167,7 +248,7 @@ def serve(model: Any = None, settings: Mapping[str, Any] | None = None, *, trust
     config = reader.parse(Config, {"port": 0, **(settings or {}), **keys}, "serve", problems)
     if config is None:
         raise UsageError(f"{len(problems)} setting(s) of serve are wrong", problems)
-    if isinstance(model, str | Path) or model is None:
+    if not config.models and (isinstance(model, str | Path) or model is None):
         model = model_folder(model, Path("runs"))
     return Server(model, config, trust_code)
 
@@ -210,7 +291,7 @@ def run(project: Any, *, model: str | None = None, options: Any) -> None:
     from modelyard.store.run import model_folder
 
     config: Config = project.section("serve")
-    server = Server(model_folder(model, project.base / "runs"), config, options.trust_code)
+    server = Server(None if config.models else model_folder(model, project.base / "runs"), config, options.trust_code)
     if config.port is None and server.port != PORT:
         options.notice(f"port {PORT} is taken; serving at {server.port}")
     server.forever(lambda: announce(server, options))

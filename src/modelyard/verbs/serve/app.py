@@ -25,13 +25,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from modelyard import __version__
 from modelyard.errors import MachineError, ModelyardError, UsageError
 from modelyard.options import clean
+from modelyard.runtime.engine import MEMORY, SLOTS
 from modelyard.runtime.model import Model
-from modelyard.verbs.serve import openapi, page
+from modelyard.verbs.serve import inference, openapi, page
 from modelyard.verbs.serve.batching import Batcher
 from modelyard.verbs.serve.body import SIGNATURE, SIZE, Refused, Request, check_type, parse, unpack
-from modelyard.verbs.serve.telemetry import Telemetry
+from modelyard.verbs.serve.chat import Writing, fault
+from modelyard.verbs.serve.telemetry import Telemetry, text
+from modelyard.verbs.serve.workers import Workers
 
 WORKERS = 2
 """Threads that read large bodies and run slow models; the event loop stays free for health checks."""
@@ -50,15 +54,25 @@ POLICY = (
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
 
+Fault = Callable[[int, str, str | None], dict[str, Any]]
 Handler = Callable[[HttpRequest], Awaitable[Response]]
 Reply = Callable[[int, list[tuple[bytes, bytes]], bytes], None]
 """(status, headers, body)."""
 
 
+def plain(status: int, message: str, param: str | None = None) -> dict[str, Any]:
+    """An error as TensorFlow Serving writes it."""
+    return {"error": message}
+
+
 class Service:
     """One model behind HTTP."""
 
-    def __init__(self, model: Model, name: str | None = None, token: str | None = None, limit: int = SIZE, log: Path | None = None) -> None:
+    def __init__(
+        self, model: Model, name: str | None = None, token: str | None = None, limit: int = SIZE, log: Path | None = None,
+        workers: Workers | None = None, slots: int = SLOTS, memory: int = MEMORY,
+    ) -> None:  # fmt: skip
+        """`workers` are processes that predict instead of this one; `slots` and `memory` are a language model's."""
         self.model, self.limit, self.name = model, limit, name or model.name
         self.path = f"/v1/models/{quote(self.name, safe='')}:predict"
         stem = f"/v1/models/{self.name}"
@@ -66,8 +80,18 @@ class Service:
         self.token = sha256(token.encode("utf-8")).digest() if token else None
         self.outputs = {f.name for f in model.signature.outputs}
         self.telemetry = Telemetry(self.name, model.version)
-        self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="predict")
-        self.batcher = Batcher(lambda rows: self.model.predict(rows).to_json(), self.pool, WAITING, PATIENCE)
+        self.telemetries: Callable[[], list[Telemetry]] = lambda: [self.telemetry]
+        self.listed: Callable[[], list[dict[str, Any]]] = lambda: [
+            {"id": self.name, "object": "model", "created": 0, "owned_by": "modelyard", "version": model.version}
+        ]
+        """What `/metrics` and `/v1/models` tell; a fleet tells of all its models."""
+        self.running = 0
+        """Requests that have begun and not ended."""
+        lanes = len(workers.all) if workers else 1
+        self.pool = ThreadPoolExecutor(WORKERS + lanes - 1, thread_name_prefix="predict")
+        self.workers = workers
+        here = lambda rows: self.model.predict(rows).to_json()  # noqa: E731
+        self.batcher = Batcher(workers.predict if workers else here, self.pool, WAITING, PATIENCE, lanes)
         # examples of many rows are found among the rows that came, and programs draw by a row's place in the call
         self.merges = model.frame["name"] == "rows" and model.manifest["model"]["program"] == "once"
         self.stamps = [
@@ -75,6 +99,7 @@ class Service:
             (b"x-content-type-options", b"nosniff"),
         ]  # fmt: skip
         self.lock = threading.Lock()
+        self.writing = Writing(self, slots, memory)
         self.ready = True
         try:
             self.log = log.open("a", encoding="utf-8") if log else None
@@ -83,7 +108,10 @@ class Service:
 
     def close(self) -> None:
         """Ends the threads and the log."""
+        self.writing.close()
         self.pool.shutdown(wait=True, cancel_futures=True)
+        if self.workers is not None:
+            self.workers.close()
         if self.log is not None:
             self.log.close()
 
@@ -111,22 +139,35 @@ class Service:
             self._route("/metrics", "metrics", self.metrics),
             self._route("/openapi.json", "openapi", self.description),
             self._route("/v1/models", "models", self.models),
+            self._route("/v1/chat/completions", "chat", self.writing.chat, "POST", fault=fault),
+            self._route("/v1/completions", "completions", self.writing.completions, "POST", fault=fault),
+            self._route("/v1/embeddings", "embeddings", self.writing.embeddings, "POST", fault=fault),
             self._route(f"/v1/models/{name}/versions/{{version:str}}:predict", "predict", self.elsewhere, "POST"),
             self._route(f"/v1/models/{name}/versions/{{version:str}}/metadata", "metadata", self.metadata),
             self._route(f"/v1/models/{name}/versions/{{version:str}}", "status", self.status),
             self._route(f"/v1/models/{name}:predict", "predict", self.elsewhere, "POST"),
             self._route(f"/v1/models/{name}/metadata", "metadata", self.metadata),
             self._route(f"/v1/models/{name}", "status", self.status),
+            self._route("/v2", "server", self.about),
+            self._route(f"/v2/models/{name}/versions/{{version:str}}/infer", "infer", self.infer, "POST"),
+            self._route(f"/v2/models/{name}/versions/{{version:str}}/ready", "ready", self.model_ready),
+            self._route(f"/v2/models/{name}/versions/{{version:str}}", "metadata", self.tensors),
+            self._route(f"/v2/models/{name}/infer", "infer", self.infer, "POST"),
+            self._route(f"/v2/models/{name}/ready", "ready", self.model_ready),
+            self._route(f"/v2/models/{name}", "metadata", self.tensors),
         ]
         return Starlette(routes=routes, exception_handlers={404: self._missing, 405: self._method})
 
-    def _route(self, path: str, label: str, handler: Handler, method: str = "GET", public: bool = False) -> Route:
+    def _route(
+        self, path: str, label: str, handler: Handler, method: str = "GET", public: bool = False, fault: Fault = plain
+    ) -> Route:  # fmt: skip
         allowed = ("GET", "HEAD") if method == "GET" else (method,)
 
         async def call(request: HttpRequest) -> Response:
             began = time.perf_counter()
             given = request.headers.get("x-request-id", "")
             request.state.id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+            self.running += 1
             try:
                 if request.method not in allowed:
                     raise Refused(405, f"{request.method} is not taken here; use {method}")
@@ -135,9 +176,11 @@ class Service:
                 response = await handler(request)
             except Exception as error:
                 status, message, headers = self._fault(error, request.state.id)
-                response = JSONResponse({"error": message}, status, headers)
+                response = JSONResponse(fault(status, message, getattr(error, "param", None)), status, headers)
                 if status == 405:
                     response.headers["Allow"] = ", ".join(allowed)
+            finally:
+                self.running -= 1
             self.telemetry.request(label, response.status_code, time.perf_counter() - began)
             self._stamp(request.state.id, response)
             return response
@@ -184,7 +227,8 @@ class Service:
     def _named(self, request: HttpRequest) -> None:
         name, version = request.path_params["name"], request.path_params.get("version")
         if name != self.name:
-            raise Refused(404, f"no model {name[:80]!r} is served here; there is {self.name!r}")
+            there = ", ".join(dict.fromkeys(repr(e["id"]) for e in self.listed()))
+            raise Refused(404, f"no model {name[:80]!r} is served here; there is {there}")
         if version not in (None, "1", self.model.version):
             raise Refused(404, f"no version {version[:40]!r} is served here; there is {self.model.version}")
 
@@ -203,7 +247,10 @@ class Service:
         request_id = given.get(b"x-request-id", b"").decode("latin-1")
         request_id = request_id if REQUEST_ID.fullmatch(request_id) else secrets.token_hex(8)
 
+        self.running += 1
+
         def finish(found: bytes | Exception) -> None:
+            self.running -= 1
             headers: dict[str, str] = {}
             status, body = 200, found
             if isinstance(body, Exception):
@@ -260,7 +307,8 @@ class Service:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _body(self, receive: Receive) -> bytes:
+    async def _body(self, receive: Receive, limit: int | None = None) -> bytes:
+        limit = self.limit if limit is None else min(limit, self.limit)
         pieces, size, more = [], 0, True
         while more:
             message = await receive()
@@ -268,8 +316,8 @@ class Service:
                 raise ClientDisconnect
             piece, more = message.get("body", b""), message.get("more_body", False)
             size += len(piece)
-            if size > self.limit:
-                raise Refused(413, f"the body is larger than {self.limit} bytes")
+            if size > limit:
+                raise Refused(413, f"the body is larger than {limit} bytes")
             pieces.append(piece)
         return b"".join(pieces)
 
@@ -278,6 +326,8 @@ class Service:
         return self._reply(asked, self._answers(asked), request_id, began)
 
     def _answers(self, asked: Request) -> list[dict[str, Any]]:
+        if self.workers is not None and self.merges and asked.params is None and asked.rows:
+            return self.workers.predict(asked.rows)
         return self.model.predict(asked.rows, asked.params, asked.seed).to_json() if asked.rows else []
 
     def _reply(self, asked: Request, answers: list[dict[str, Any]], request_id: str, began: float) -> bytes:
@@ -296,6 +346,14 @@ class Service:
         body = {"outputs": self._columns(answers)} if asked.columnar else {"predictions": self._plain(answers)}
         return _dumps(body).encode("utf-8")
 
+    def note(self, route: str, texts: list[str], request_id: str) -> None:
+        """Writes what was said to the log."""
+        if self.log is not None:
+            line = _dumps({"time": time.time(), "request": request_id, "version": self.model.version, "route": route, "texts": texts}, ascii_only=True)
+            with self.lock:
+                self.log.write(line + "\n")
+                self.log.flush()
+
     def _plain(self, answers: list[dict[str, Any]]) -> list[Any]:
         """Bare values where the model has one output and nothing beside it, as in TensorFlow Serving."""
         if len(self.outputs) != 1:
@@ -311,8 +369,7 @@ class Service:
 
     async def models(self, request: HttpRequest) -> Response:
         """The models served here."""
-        entry = {"id": self.name, "object": "model", "owned_by": "modelyard", "version": self.model.version}
-        return JSONResponse({"object": "list", "data": [entry], "models": [entry]})
+        return JSONResponse({"object": "list", "data": self.listed(), "models": self.listed()})
 
     async def status(self, request: HttpRequest) -> Response:
         """TensorFlow Serving's status of a model, with OpenAI's keys beside it."""
@@ -332,6 +389,49 @@ class Service:
             {"model_spec": spec, "metadata": {"signature_def": self.model.signature.to_json()}, "backend": self.model.backend}
         )
 
+    async def about(self, request: HttpRequest) -> Response:
+        """Open Inference Protocol: the server."""
+        return JSONResponse({"name": "modelyard", "version": __version__, "extensions": ["binary_tensor_data"]})
+
+    async def tensors(self, request: HttpRequest) -> Response:
+        """Open Inference Protocol: the model's tensors."""
+        self._named(request)
+        return JSONResponse(inference.metadata(self.model, self.name))
+
+    async def model_ready(self, request: HttpRequest) -> Response:
+        """Open Inference Protocol: whether the model answers."""
+        self._named(request)
+        return JSONResponse({"name": self.name, "ready": self.ready}, 200 if self.ready else 503)
+
+    async def infer(self, request: HttpRequest) -> Response:
+        """Open Inference Protocol: named tensors in, named tensors out."""
+        self._named(request)
+        encoding = request.headers.get("content-encoding", "").strip().lower()
+        header = request.headers.get("inference-header-content-length", "")
+        raw = unpack(await self._body(request.receive), encoding, self.limit)
+        asked_rows, asked = inference.rows_of(raw, header, self.model.signature.inputs)
+        params = {k: v for k, v in (asked.get("parameters") or {}).items() if k in {p.name for p in self.model.signature.params}}
+        answers = await self.answered(Request(asked_rows, False, params or None, None, False))
+        self.telemetry.answered(len(answers), sum(set(a) == {"error"} for a in answers))
+        body, head = inference.answer(answers, asked, self.model, self.name)
+        if head is None:
+            return Response(body, media_type="application/json")
+        return Response(body, media_type="application/octet-stream", headers={"Inference-Header-Content-Length": str(head)})
+
+    async def answered(self, asked: Request) -> list[dict[str, Any]]:
+        """Answers to rows, in a batch with others where they fit one."""
+        loop = asyncio.get_running_loop()
+        if not asked.rows or not self.merges or asked.params is not None:
+            return await loop.run_in_executor(self.pool, self._answers, asked)
+        answer: asyncio.Future[list[dict[str, Any]]] = loop.create_future()
+
+        def done(found: list[dict[str, Any]] | Exception) -> None:
+            if not answer.done():
+                answer.set_exception(found) if isinstance(found, Exception) else answer.set_result(found)
+
+        self.batcher.submit(asked.rows, done)
+        return await answer
+
     async def live(self, request: HttpRequest) -> Response:
         """The process lives."""
         return JSONResponse({"live": True})
@@ -342,7 +442,7 @@ class Service:
 
     async def metrics(self, request: HttpRequest) -> Response:
         """Prometheus text."""
-        return Response(self.telemetry.text(), media_type="text/plain; version=0.0.4")
+        return Response(text(self.telemetries()), media_type="text/plain; version=0.0.4")
 
     async def description(self, request: HttpRequest) -> Response:
         """OpenAPI."""
@@ -350,14 +450,14 @@ class Service:
 
     async def try_it(self, request: HttpRequest) -> Response:
         """The page; where a token is needed its data comes by `/page.json`, since examples are rows of real data."""
-        data = None if self.token else page.data(self.model, self.name)
+        data = None if self.token else page.data(self.model, self.name, self.writing.facts())
         response = Response(page.html(self.name, data), media_type="text/html; charset=utf-8")
         response.headers["Content-Security-Policy"] = POLICY
         return response
 
     async def page_data(self, request: HttpRequest) -> Response:
         """Signature and examples for the page."""
-        return JSONResponse(page.data(self.model, self.name))
+        return JSONResponse(page.data(self.model, self.name, self.writing.facts()))
 
     async def static(self, request: HttpRequest) -> Response:
         """The page's script and style."""

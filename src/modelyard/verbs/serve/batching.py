@@ -29,12 +29,13 @@ QUICK = 0.002
 class Batcher:
     """One model's queue. All methods but `predict` run on the event loop."""
 
-    def __init__(self, predict: Predict, pool: ThreadPoolExecutor, waiting: int, patience: float) -> None:
-        """`waiting` rows at most are queued, for `patience` seconds at most."""
+    def __init__(self, predict: Predict, pool: ThreadPoolExecutor, waiting: int, patience: float, lanes: int = 1) -> None:
+        """`waiting` rows at most are queued, for `patience` seconds at most; `lanes` batches run side by side, in threads of `pool` where
+        there is more than one."""
         self.predict, self.pool, self.waiting, self.patience = predict, pool, waiting, patience
         self.queue: deque[tuple[list[Any], Done, float]] = deque()
         self.rows = 0
-        self.busy = False
+        self.lanes, self.running = lanes, 0
         self.seconds = 1.0
         """Of the last batch; the first one goes to a thread."""
 
@@ -47,15 +48,15 @@ class Batcher:
             raise Refused(503, f"{self.rows} rows wait already, and at most {self.waiting} may; come back later", self._later())
         self.queue.append((rows, done, time.monotonic()))
         self.rows += len(rows)
-        if not self.busy:
-            self.busy = True
+        if self.running < self.lanes:
+            self.running += 1
             asyncio.get_running_loop().call_soon(self._next)
 
     def _later(self) -> dict[str, str]:
         return {"Retry-After": str(max(1, round(self.seconds * self.rows / MOST)))}
 
     def _next(self) -> None:
-        """Starts the next batch, or rests."""
+        """Starts a lane's next batch, or lets it rest."""
         batch: list[tuple[list[Any], Done]] = []
         total, now = 0, time.monotonic()
         while self.queue and (not batch or total + len(self.queue[0][0]) <= MOST):
@@ -68,8 +69,8 @@ class Batcher:
             total += len(rows)
         loop = asyncio.get_running_loop()
         if not batch:
-            self.busy = False
-        elif self.seconds < QUICK and total <= MOST:
+            self.running -= 1
+        elif self.lanes == 1 and self.seconds < QUICK and total <= MOST:
             self._give(batch, self._run(batch))
             loop.call_soon(self._next)
         else:

@@ -28,11 +28,10 @@ SLOWEST = 64 * 1024
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection. Made into a class of one service by `of`."""
+    """One connection. Made into a class of one server by `of`."""
 
-    begin: Begin
-    short: frozenset[bytes] = frozenset()
-    """Addresses that take the short way."""
+    short: Mapping[bytes, Begin]
+    """Addresses that take the short way, and who answers them."""
     limit = 0
     """Bytes of a body."""
 
@@ -47,9 +46,9 @@ class Protocol(HttpToolsProtocol):
     """Whether the connection closes after that answer."""
 
     @classmethod
-    def of(cls, begin: Begin, short: frozenset[bytes], limit: int) -> type[Protocol]:
-        """The protocol of one service."""
-        return type("Protocol", (cls,), {"begin": staticmethod(begin), "short": short, "limit": limit})
+    def of(cls, short: Mapping[bytes, Begin], limit: int) -> type[Protocol]:
+        """The protocol of one server."""
+        return type("Protocol", (cls,), {"short": short, "limit": limit})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts the clock for the first request."""
@@ -107,7 +106,7 @@ class Protocol(HttpToolsProtocol):
         raw, self.body = b"".join(self.body), None
         if not self.transport.is_closing():
             self.pending = True
-            self.begin(dict(self.headers), raw, self._reply)
+            self.short[self.url](dict(self.headers), raw, self._reply)
 
     def _reply(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         self.pending = False
