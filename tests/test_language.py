@@ -32,7 +32,7 @@ from modelyard.verbs.train import texts
 from modelyard.verbs.train.config import TrainConfig
 
 SMALL = {"name": "causal", "width": 32, "layers": 2, "heads": 2, "context": 48, "tokenizer": "characters"}
-WORDS = "zero one two three four five six seven eight nine".split()
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TALK = [{"role": "user", "content": "two"}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "three"}]
 SOURCE = str(Path(modelyard.__file__).parent.parent)
 
@@ -260,7 +260,7 @@ def test_loss_and_gradients_of_fine_tuning_equal_those_of_transformers(arch: str
     assert loss.item() == pytest.approx(said.loss.item(), abs=1e-5)
     grads = {k: p.grad for k, p in theirs.named_parameters()}
     mine = causal.Network(net.config, {}, [Head("y", "text", "tokens", 40)], "x")
-    mine.load_state_dict({k: (p.grad if k != "lm_head.weight" or not net.config.tied else net.model.embed_tokens.weight.grad) for k, p in net.named_parameters()}, strict=False)
+    mine.load_state_dict({k: p.grad for k, p in net.named_parameters()}, strict=False)
     for name, value in mine.stored().items():
         assert torch.allclose(value, grads[name], atol=1e-5), name
 
@@ -286,7 +286,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 @pytest.mark.filterwarnings("ignore")
 def test_prompts_are_learnt_and_the_folder_is_hugging_faces(folder: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    result = train(write(folder / "sums.jsonl", sums(400)), SMALL, epochs=16, lr=0.01, batch=20)
+    result = train(write(folder / "sums.jsonl", sums(400)), SMALL, epochs=30, lr=0.01, batch=20)
     model = Model.load(result.model)
     asked = [{"prompt": f"{a} and {b} is "} for a in WORDS[:5] for b in WORDS[:5]]
     truth = [WORDS[a + b] for a in range(5) for b in range(5)]
