@@ -25,6 +25,7 @@ from modelyard.verbs.evaluate import judge
 from modelyard.verbs.evaluate._costs import matrix
 from modelyard.verbs.evaluate._thresholds import tune
 from modelyard.verbs.export import export
+from modelyard.verbs.report._svg import number as shown
 from modelyard.verbs.train import Config, calibrate, train
 from modelyard.verbs.train.calibrate import Evidence
 
@@ -255,6 +256,21 @@ def test_promises_travel_with_the_model(target: str, model: Any, settings: dict[
         if any(s["step"] in post.CALIBRATION for s in loaded.manifest["post"]):
             assert metrics["calibration_error"]["before"] == pytest.approx(told["test"]["before"], abs=1e-6)
             assert metrics["calibration_error"]["value"] == pytest.approx(told["test"]["after"], abs=1e-6)
+
+
+def test_the_report_tells_what_was_promised_and_what_came_of_it(tmp_path: Path) -> None:
+    found = train(data("y"), None, "trees", Config(calibration="isotonic", coverage=0.8), base=tmp_path)
+    page = (found.run / "report.html").read_text(encoding="utf-8")
+    block, told = page.partition('<section id="promises">')[2].partition("</section>")[0], Model.load(found.model).manifest["promises"]["y"]
+    error, seen, metrics = told["calibration"]["calibration_error"]["test"], told["coverage"]["test"], found.metrics["test"]
+    for value in (error["before"], error["after"], 0.8, seen["coverage"], seen["low"], seen["high"]):
+        assert shown(value) in block
+    assert all(seen[k] == pytest.approx(metrics["coverage"][m], abs=1e-9) for k, m in (("coverage", "value"), ("low", "low"), ("high", "high")))
+    bins = told["calibration"]["reliability"]["after"]["bins"]  # the mean score of a bin lies within it, and all test rows are in one
+    assert sum(b["count"] for b in bins) == seen["rows"] == 180
+    assert block.count("<svg") == 2 and {p.name for p in (found.run / "plots").glob("y.*.svg")} == {"y.coverage.svg", "y.reliability.svg"}
+    plain = train(data("y"), None, "trees", base=tmp_path)
+    assert 'id="promises"' not in (plain.run / "report.html").read_text(encoding="utf-8")
 
 
 def test_other_borders_are_noticed(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -229,6 +231,60 @@ def test_copies_weighted_by_the_teacher_have_its_cross_entropy() -> None:
     assert copies == pytest.approx(-(p * log_q).sum(), rel=1e-5) and np.bincount(index, weights) == pytest.approx(np.ones(40), abs=1e-5)
 
 
+def test_copies_of_label_sets_have_the_cross_entropy_of_every_label() -> None:
+    from modelyard.verbs.train.distil import soft
+
+    random = np.random.default_rng(9)
+    head, student = Head("y", "label-set", "logits", 4), random.normal(size=(50, 4))
+    teacher = random.normal(size=(50, 4)).astype(np.float32) * 3
+    teacher[3], teacher[4] = 9, -9  # all known, none
+    teacher[7] = np.nan  # never held out: its own labels
+    own = (random.random((50, 4)) > 0.5).astype(np.float32)
+    index, weights, targets = soft([head], {"y.multi_hot": own}, {"y.logits": teacher}, np.arange(1, 51).astype(np.float32))
+    p = 1 / (1 + np.exp(-teacher.astype(np.float64)))
+    p[7] = own[7]
+    p = np.where(p < 0.02, 0, np.where(p > 0.98, 1, p))
+    q, t = 1 / (1 + np.exp(-student)), targets["y.multi_hot"]
+    entropy = lambda truth, answer: -(truth * np.log(answer) + (1 - truth) * np.log(1 - answer))  # noqa: E731
+    assert set(np.unique(t)) == {0.0, 1.0} and (np.bincount(index)[[3, 4, 7]] == 1).all() and np.bincount(index).max() <= 5
+    for k in range(4):  # label by label, with the weights of the data
+        mine, theirs = (weights * entropy(t[:, k], q[index, k])).sum(), (np.arange(1, 51) * entropy(p[:, k], q[:, k])).sum()
+        assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_whole_of_label_sets_is_distilled() -> None:
+    random = np.random.default_rng(2)
+    x = random.normal(size=(500, 3))
+    sets = [[n for n, v in zip(("red", "green", "blue"), row, strict=True) if v > 0.3] for row in x + 0.3 * random.normal(size=x.shape)]
+    table = pl.DataFrame({**{f"x{i}": x[:, i] for i in range(3)}, "y": pl.Series(sets, dtype=pl.List(pl.String))})
+    data = {"path": table, "target": "y"}
+    done = my.train(
+        data=data, model={"name": "auto", "candidates": [{"name": "trees", "trees": 40, "bags": 1}, "linear"]},
+        train={"preset": "balanced", "budget": "60s", "distil": "linear"}, evaluate={"metrics": ["hamming"]},
+    )  # fmt: skip
+    student = Model.load(done.model)
+    assert student.manifest["model"]["estimator"] == "linear" and student.manifest["distilled_from"] and student.replay().ok
+    assert done.metrics["test"]["hamming"]["value"] < 0.15
+
+
+def test_catboost_is_a_candidate_of_best_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from modelyard.verbs.train import search
+
+    names = {}
+    for installed in (True, False):
+        monkeypatch.setattr(search, "find_spec", lambda package, there=installed: object() if there else None)
+        names[installed] = [one["name"] for one in search.PRESETS["best"].possible]
+    assert set(names[True]) - set(names[False]) == {"catboost"} and "catboost" not in [one["name"] for one in search.PRESETS["balanced"].possible]
+
+
+def test_catboost_joins_a_whole(cancer: Path) -> None:
+    pytest.importorskip("catboost")
+    model = {"name": "auto", "candidates": ["linear", {"name": "catboost", "trees": 60}]}
+    done = my.train(data={"path": str(cancer), "target": "kind", "ignore": "patient"}, model=model, train={"preset": "balanced", "ensemble": "mean"})
+    board = json.loads((done.run / "run.json").read_text(encoding="utf-8"))["leaderboard"]
+    assert {e["model"].partition("-")[2] for e in board if e["weight"] > 0} == {"linear", "catboost"} and Model.load(done.model).replay().ok
+
+
 # -- cross-validation -------------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +305,34 @@ def test_cross_validation_refits_everything_and_reports_mean_interval_and_spread
     theirs = cross_val_score(make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)), x, y, cv=StratifiedKFold(5, shuffle=True, random_state=0))
     assert abs(found["value"] - theirs.mean()) < 0.015
     assert {"valid", "test", "folds"} == set(done.metrics) and not (done.run / "fold").exists()
+
+
+def test_a_preset_searches_in_every_fold_without_the_rows_held_out(cancer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nested: what judges a fold is neither learnt from nor used to choose; labels turned there change no candidate."""
+    from modelyard.verbs.train import search
+
+    frame, learnt, turned = pl.read_csv(cancer), [], [False]
+    real = search.divide
+
+    def spy(bound: Any, *rest: Any) -> Any:
+        if turned[0]:
+            other = {k: v.with_columns(kind=v["kind"].reverse()) if k == "test" else v for k, v in bound.splits.items()}
+            bound = dataclasses.replace(bound, splits=other)
+        learnt.append({k: set(v["patient"]) for k, v in bound.splits.items()})
+        return real(bound, *rest)
+
+    monkeypatch.setattr(search, "divide", spy)
+    boards = []
+    for turned[0] in (False, True):
+        done = my.train(
+            data={"path": str(cancer), "target": "kind", "split": {"by": "patient"}}, model={"name": "auto", "candidates": ["linear"]},
+            train={"folds": 2, "preset": "balanced", "budget": 60.0},
+        )  # fmt: skip
+        boards.append((json.loads((done.run / "run.json").read_text(encoding="utf-8"))["leaderboard"][0]["scores"], done.metrics["folds"]))
+    assert boards[0][0] == boards[1][0] and boards[0][1]["accuracy"]["value"] > boards[1][1]["accuracy"]["value"] + 0.2
+    folds_made, whole = learnt[:2], set(frame["patient"])
+    assert all(not (made["train"] | made["valid"]) & made["test"] for made in folds_made)
+    assert folds_made[0]["test"] | folds_made[1]["test"] == whole and not folds_made[0]["test"] & folds_made[1]["test"]
 
 
 def test_the_interval_is_that_of_nadeau_and_bengio() -> None:
@@ -285,12 +369,41 @@ def test_balancing_touches_the_training_rows_alone(how: str) -> None:
     assert found[1] > found[0] + 0.15
 
 
-def test_balancing_in_a_search_repeats_rows_inside_each_fold_and_refuses_made_ones() -> None:
+@pytest.mark.parametrize("how", ["over", "smote"])
+def test_balancing_in_a_search_works_inside_each_fold(how: str) -> None:
     data, model = {"path": rare(), "target": "y"}, {"name": "auto", "candidates": ["linear"]}
-    done = my.train(data=data, model=model, train={"preset": "balanced", "balance": "over", "budget": "60s"})
+    done = my.train(data=data, model=model, train={"preset": "balanced", "balance": how, "budget": "60s"})
     assert done.metrics["valid"]["balanced_accuracy"]["value"] > 0.75
-    with pytest.raises(my.ModelyardError, match="smote with a search"):
-        my.train(data=data, model=model, train={"preset": "balanced", "balance": "smote"})
+
+
+def test_rows_made_in_a_fold_come_from_its_training_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every made row lies between two rows of the fold's own rare label, in the numbers that the model is given; the fold's rows come first,
+    and made rows weigh as the row that they start from."""
+    from modelyard.verbs.train import by_folds
+
+    table = rare(600).with_columns(weight=pl.int_range(1, 601).cast(pl.Float64))
+    lessons: list[tuple[Any, Any]] = []
+    real = by_folds.lesson
+
+    def spy(found: Any, pipeline: Any, inputs: Any, targets: Any, learnt: Any) -> Any:
+        lessons.append((learnt, real(found, pipeline, inputs, targets, learnt)))
+        assert np.array_equal(lessons[-1][1].inputs["table.numbers"][: len(learnt)], inputs["table.numbers"][learnt])
+        return lessons[-1][1]
+
+    monkeypatch.setattr(by_folds, "lesson", spy)
+    model = {"name": "auto", "candidates": [{"name": "trees", "trees": 5, "bags": 1}]}  # it reads numbers as they are
+    my.train(data={"path": table, "target": "y", "weight": "weight"}, model=model, train={"preset": "balanced", "balance": "smote", "budget": 60.0})
+    assert len(lessons) == 5
+    for learnt, given in lessons:
+        x, y, kept = given.inputs["table.numbers"].astype(np.float64), given.targets["y.index"], len(learnt)
+        counts = np.bincount(y)
+        assert counts[0] == counts[1] and len(y) > kept and len(given.index) == len(y) and np.isin(given.index, learnt).all()
+        own = x[:kept][y[:kept] == y[kept]]
+        assert (y[kept:] == y[kept]).all()
+        for i in range(kept, min(len(y), kept + 40)):  # |a - m| + |m - b| = |a - b| for some pair a, b with m between them
+            base = x[np.flatnonzero(learnt == given.index[i])[0]]
+            to, span = np.linalg.norm(own - x[i], axis=1), np.linalg.norm(own - base, axis=1)
+            assert np.min(np.abs(np.linalg.norm(base - x[i]) + to - span)) < 1e-5
 
 
 def test_a_whole_is_exported_part_by_part(cancer: Path) -> None:

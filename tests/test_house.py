@@ -142,6 +142,10 @@ def test_core_modules_import_without_the_extras() -> None:
         "verbs.train.optimisers",
         "verbs.train.augment",
         "verbs.train.guard",
+        "verbs.train.depth",
+        "verbs.train.freeze",
+        "verbs.train.layer_decay",
+        "verbs.train.masking",
     )
     names = []
     for path in modules():

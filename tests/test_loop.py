@@ -99,6 +99,19 @@ def test_equals_a_hand_written_loop(name: str, theirs: Callable[..., Any]) -> No
     torch.testing.assert_close(flat(job.network), flat(net), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_the_one_kernel_loss_takes_the_step_of_the_loss_by_example(weight: float) -> None:
+    """Also in a last batch that is smaller (70 rows in batches of 16: 6 are left), whose divisor is another."""
+    from modelyard.losses.cross_entropy import loss, total
+
+    one, many = (fit(terms=[Term("y.logits", "y.index", loss, weight=weight, total=t)], rows=70, clip=0.1) for t in (total, None))
+    for job in (one, many):
+        go(job)
+    assert sorted(one.shares) == pytest.approx([weight / 16, weight / 6])
+    torch.testing.assert_close(flat(one.network), flat(many.network), atol=1e-6, rtol=1e-5)
+    assert abs(one.history[-1]["loss"] - many.history[-1]["loss"]) < 1e-5 and all(p.grad is None for p in one.network.parameters())
+
+
 @pytest.mark.parametrize("terms", [1, 2])
 @pytest.mark.parametrize("parts", [3, 16])
 def test_accumulation_equals_the_whole_batch(terms: int, parts: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from modelyard.metrics import Predicted, picture_data
-from modelyard.metrics._pictures import lengths, points
+from modelyard.metrics._pictures import calibration, lengths, points
 from modelyard.verbs.report._svg import Plot, number, shorten, ticks, width_of
 from modelyard.verbs.report._words import words
 from modelyard.verbs.report.pictures import PICTURES, draw, learning_data, standalone
@@ -44,6 +44,9 @@ def everything(n=500, k=3, labels=("猫", "狗 & <鸟>", "a very long class name
         "importance": {"items": [item, {**item, "value": 0.3, "low": None}]},
         "balance": {"labels": labels, "counts": [5, 0, 9]},
         "lengths": lengths(rng.poisson(30, n)),
+        "groups_tried": {"by": "silhouette", "groups": 3, "cells": None, "tried": {"2": 0.31, "3": 0.52, "4": 0.4, "10": -0.1}},
+        "reliability": {"split": "test", "error": {"before": 0.2, "after": 0.01}, "before": calibration(y, p), "after": calibration(y, p)},
+        "coverage": {"promised": 0.9, "coverage": 0.91, "low": 0.88, "high": 0.93, "rows": n},
     }
 
 
@@ -170,3 +173,18 @@ def test_numbers_are_short_for_people(value, shown):
 def test_chinese_takes_the_room_it_needs():
     assert width_of("猫猫") > width_of("abc") and width_of(shorten("很长的一个类别名称", 60)) <= 60
     assert shorten("short", 100) == "short"
+
+
+def test_the_chosen_number_of_groups_is_marked_where_it_was_best():
+    data = {"by": "silhouette", "groups": 3, "cells": None, "tried": {"2": 0.31, "3": 0.52, "4": 0.4, "10": -0.1}}
+    svg = draw("groups_tried", data)
+    plot = Plot("", (2, 10), (-0.1 - 0.62 * 0.08, 0.52 + 0.62 * 0.08), x_label="x", y_label="y", height=280, legend_rows=1)
+    assert f"M{plot.px(3):.1f} {plot.py(0.52):.1f}h0" in svg and "chosen: 3 (0.52)" in svg and "10: -0.1" in svg
+    cells = draw("groups_tried", {"by": "cells", "groups": 5, "cells": 8, "tried": {"4": 0.1, "8": 0.3, "16": 0.2}})
+    assert "chosen: 8 (0.3)" in cells  # of cells along a direction, not of groups
+
+
+def test_coverage_lies_where_it_was_measured():
+    svg = draw("coverage", {"promised": 0.9, "coverage": 0.75, "low": 0.7, "high": 0.8, "rows": 100})
+    at = lambda v: 16 + 408 * (v - 0.55) / 0.45  # noqa: E731 (0.55: half an interval below the lowest mark)
+    assert f'cx="{at(0.75):.1f}"' in svg and f'x1="{at(0.9):.1f}"' in svg and "promised 0.9" in svg and "[0.7, 0.8]" in svg

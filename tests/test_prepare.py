@@ -18,7 +18,9 @@ from modelyard.data.nearest import nearest
 from modelyard.data.source import DataConfig, open_source
 from modelyard.data.split import SplitConfig
 from modelyard.errors import ArtefactError, ConfigError, DataError, Unsupported
+from modelyard.runtime.model import Model
 from modelyard.tasks._binding import bind
+from modelyard.verbs import prepare as prepare_verb
 from modelyard.verbs.prepare import prepare
 from modelyard.verbs.prepare.deduplicate import _grams, near_copies
 from modelyard.verbs.prepare.label_spreading import spread
@@ -298,3 +300,52 @@ def test_mistakes_are_named_together_and_before_anything_is_read(tmp_path: Path)
     shutil.rmtree(tmp_path / "prepared", ignore_errors=True)
     planned = modelyard.prepare(data=str(tmp_path / "t.csv"), target="y", steps="deduplicate", dry_run=True)
     assert "would do: deduplicate" in str(planned) and not (tmp_path / "prepared").exists()
+
+
+def test_run_does_the_steps_of_its_section_and_trains_on_what_they_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Once; again only what changed: the raw rows, a step, the model, or an artefact that is gone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop").mkdir()
+    people(400).write_csv("shop/t.csv", separator=";")
+    project = tmp_path / "shop" / "modelyard.yaml"
+
+    def write(method: str = "over", model: str = "linear") -> None:
+        text = f"version: 1\nname: p\ndata: {{path: t.csv, target: y, id: id, separator: ';', ignore: [b]}}\nmodel: {model}\n"
+        project.write_text(f"{text}prepare:\n  - resample: {{method: {method}}}\n", encoding="utf-8")
+
+    def ask() -> dict[str, Any]:
+        code = cli.main(["run", "-f", "shop", "--json", "-q"])
+        answer = json.loads(capfd.readouterr().out)
+        assert code == 0, answer
+        return answer
+
+    write()
+    first = ask()
+    assert first["stages"] == {"prepare": "done", "train": "done", "evaluate": "done"}
+    run = Path(first["run"])
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    folder = tmp_path / "shop" / facts["prepared"]["data"]
+    rows = {n: f.height for n, f in tables(folder).items()}
+    assert facts["data"]["rows"] == rows and tables(folder)["train"]["y"].value_counts()["count"].n_unique() == 1
+    assert json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]["data"]["path"] == facts["prepared"]["data"]
+    assert {f.name for f in Model.load(run / "model").signature.inputs} == {"a", "city"}
+    alone = modelyard.train(data=str(folder), model="linear", train={"seed": 0})
+    same = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["test"]["log_loss"]["value"]
+    assert alone.metrics["test"]["log_loss"]["value"] == same
+
+    reads: list[Any] = []
+    real = prepare_verb.prepare
+    monkeypatch.setattr(prepare_verb, "prepare", lambda *a, **k: (reads.append(1), real(*a, **k))[1])
+    assert set(ask()["stages"].values()) == {"unchanged"} and not reads  # the raw rows are not even read
+    write(model="trees")
+    assert ask()["stages"] == {"prepare": "unchanged", "train": "done", "evaluate": "done"}
+    write("under", "trees")
+    assert ask()["stages"] == {"prepare": "done", "train": "done", "evaluate": "done"}
+    write()
+    assert set(ask()["stages"].values()) == {"unchanged"}
+    shutil.rmtree(folder)
+    assert ask()["stages"] == {"prepare": "done", "train": "unchanged", "evaluate": "unchanged"} and folder.is_dir()
+    people(401).write_csv("shop/t.csv", separator=";")
+    assert ask()["stages"]["prepare"] == "done"

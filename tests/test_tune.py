@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+import modelyard
 from modelyard import cli, registry
 from modelyard.errors import ArtefactError, ConfigError, DataError, GateFailed, MissingExtra, Unsupported
 from modelyard.project import load_project
@@ -385,6 +387,83 @@ def test_two_workers_do_what_one_process_does(tmp_path: Path) -> None:
     values = lambda found: {json.dumps(t["params"]): t["value"] for t in trials(journal(found)).values()}  # noqa: E731
     assert values(one) == values(two) and two.best["value"] == one.best["value"]
     assert Model.load(one.model).manifest["data"] == Model.load(two.model).manifest["data"]  # the same rows, by their content
+
+
+# --- nested cross-validation -----------------------------------------------------------------------------------------
+
+GRID: dict[str, Any] = {"tune__search": {"model.c": [1e-3, 0.05, 1.0]}, "tune__method": "grid", "tune__trials": None}
+
+
+def test_a_search_in_every_fold_is_judged_by_rows_it_never_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the same by hand: each fold's rows as tables of their own, each setting trained, the best by its validation rows."""
+    seen: dict[str, list[Any]] = {}
+    real = _trial.fit
+
+    def spy(bound: Any, model: Any, config: Any, run: Any, **more: Any) -> Any:
+        seen.setdefault(run.folder.parts[-3], []).append(bound)
+        return real(bound, model, config, run, **more)
+
+    monkeypatch.setattr(_trial, "fit", spy)
+    found = search(tmp_path, data__path=(whole := table(200)), train__folds=3, **GRID)
+    held: list[float] = []
+    for entry in found.folds:
+        bounds = seen[f"{entry['repeat']}-{entry['fold']}"]
+        assert len(bounds) == 3 and entry["value"] == min(t["value"] for t in trials(journal(Path(found.run) / "folds" / f"0-{entry['fold']}")).values())
+        learnt, out = (set(pl.concat([bounds[0].splits[s] for s in names])["x0"]) for names in (("train", "valid"), ("test",)))
+        assert not learnt & out and learnt | out == set(whole["x0"])
+        held += sorted(out)
+        tables = {name: frame.select(whole.columns) for name, frame in bounds[0].splits.items()}
+        scores = {}
+        for c in (1e-3, 0.05, 1.0):
+            by_hand = modelyard.train(data={"path": tables, "target": "y"}, model={"name": "linear", "c": c}, evaluate={"metrics": ["log_loss", "accuracy"]})
+            scores[c] = by_hand.metrics
+        best = min(scores, key=lambda c: scores[c]["valid"]["log_loss"]["value"])
+        assert entry["params"] == {"model.c": best}
+        assert entry["scores"]["log_loss"]["value"] == pytest.approx(scores[best]["test"]["log_loss"]["value"], abs=1e-9)
+    assert sorted(held) == sorted(whole["x0"])  # every row was held out once
+    values = [entry["scores"]["log_loss"]["value"] for entry in found.folds]
+    assert found.metrics["folds"]["log_loss"]["value"] == pytest.approx(np.mean(values), abs=1e-9)
+    assert found.metrics["folds"]["log_loss"]["spread"] == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+    assert {"valid", "test", "folds"} == set(found.metrics) and len(trials(journal(found))) == 3  # the model itself is searched for as ever
+    page = (Path(found.run) / "report.html").read_text(encoding="utf-8")
+    assert "Every fold made the whole search" in page and page.count("model.c: ") >= 3
+
+
+def test_a_nested_search_goes_on_where_it_was_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = search(tmp_path, train__folds=2, train__repeats=2, **GRID)
+    run, asked = Path(found.run), []
+    for journal_of, lines in ((run, 1), (run / "folds" / "1-0", 3)):  # killed in the third fold, in the middle of its second trial
+        path = journal_of / "trials.jsonl"
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:lines]))
+    shutil.rmtree(run / "folds" / "1-1")
+    (run / "folds" / "1-0" / "fold.json").unlink()
+    real = _trial.Course.advance
+    monkeypatch.setattr(_trial.Course, "advance", lambda self, *a, **k: (asked.append(self.fold), real(self, *a, **k))[1])
+    again = search(tmp_path, resume=True, train__folds=2, train__repeats=2, **GRID)
+    assert again.folds == found.folds and again.metrics["folds"] == found.metrics["folds"] and again.best == found.best
+    assert [0, 0] not in asked and [0, 1] not in asked and asked.count([1, 0]) in (2, 3) and asked.count([1, 1]) == 3 and asked.count(None) == 3
+
+
+def test_a_worker_makes_the_same_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker process is told of a fold's search leads it to the very rows."""
+    same: list[bool] = []
+    real = _trial.Course.advance
+
+    def spy(self: _trial.Course, *told: Any) -> dict[str, Any]:
+        if self.fold is not None:
+            mine, theirs = self.bound(self.data), _trial.unpack(_trial.pack(self, tables=True)).bound(self.data)
+            same.append(mine.splits.keys() == theirs.splits.keys() and all(mine.splits[k].equals(theirs.splits[k]) for k in mine.splits))
+        return real(self, *told)
+
+    monkeypatch.setattr(_trial.Course, "advance", spy)
+    search(tmp_path, train__folds=2, data__split={"test": 0.25, "valid": 0.25}, **{**GRID, "tune__search": {"model.c": [1.0]}})
+    assert same == [True, True]
+
+
+def test_folds_and_what_decides_the_rows_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        search(tmp_path, train__folds=2, tune__search={"data.inputs": [["x0"], ["x1"]], "model.c": [0.1, 1.0]})
+    assert [p.where for p in error.value.details] == ["tune.search.data.inputs"]
 
 
 def test_a_worker_that_dies_fails_its_trial_only(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import urllib.request
@@ -25,7 +26,7 @@ from modelyard.testing import toy_data
 HERE = Path(__file__).parent
 EXPECTED = HERE / "matrix_expected.json"
 MATRIX = HERE.parent / "docs" / "matrix.md"
-VERBS = ("check", "plan", "train", "tune", "predict", "evaluate", "threshold", "report", "export", "serve")
+VERBS = ("check", "prepare", "plan", "train", "tune", "predict", "evaluate", "threshold", "report", "export", "serve")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # torch's exporter
 
@@ -79,6 +80,16 @@ ROWS: dict[str, dict[str, Any]] = {
     "classification · text · transformer": {
         "data": sentences, "target": "topic", "data.inputs": {"text": "text"}, "model": "transformer", "train.epochs": 1,
     },
+    "classification · text · bert": {
+        "data": sentences, "target": "topic", "data.inputs": {"text": "text"}, "model": {"name": "bert", "width": 32, "feedforward": 64},
+        "train.epochs": 1,
+    },
+    "classification · long texts in slices": {
+        "data": sentences, "target": "topic", "data.inputs": {"text": "text"}, "data.frame": {"name": "slices", "length": 5, "overlap": 1},
+        "model": "text-cnn", "train.epochs": 1,
+    },
+    "fill-mask · text · bert": {"task": "fill-mask", "model": {"name": "bert", "width": 32, "feedforward": 64}, "train.epochs": 1},
+    "text embedding · pairs · bert": {"task": "text-embedding", "model": {"name": "bert", "width": 32, "feedforward": 64}, "train.epochs": 1},
     "classification · image · cnn": {"data": digits, "target": "digit", "train.epochs": 2},
     "regression · table · trees": {"task": "regression"},
     "regression · table · mlp": {"task": "regression", "model": "mlp", "train.epochs": 3},
@@ -104,6 +115,8 @@ ROWS: dict[str, dict[str, Any]] = {
         "task": "regression", "model": {"name": "auto", "candidates": ["linear", {"name": "forest", "trees": 20}]}, "train.preset": "balanced",
         "train.distil": "linear",
     },
+    "translation · text · seq2seq": {"task": "translation", "model": {"name": "seq2seq", "width": 32, "layers": 1}, "train.epochs": 4},
+    "summarisation · text · seq2seq": {"task": "summarisation", "model": {"name": "seq2seq", "width": 32, "layers": 1}, "train.epochs": 4},
     "tagging (probe)": {"task": "modelyard-probes/tagging"},
     "generation (probe)": {"task": "modelyard-probes/character-generation"},
     "control (probe)": {"task": "modelyard-probes/control"},
@@ -159,6 +172,16 @@ def cells(row: dict[str, Any], folder: Path) -> dict[str, str]:
         options = Options(json=True, quiet=True, trust_code=True)
         return registry.load("verbs", name).run(project, model=model, options=options)
 
+    def prepare() -> None:
+        """Copies are set aside; what was written is data for the same task."""
+        from modelyard.tasks._binding import bind
+        from modelyard.verbs.prepare import Config
+
+        project.sections["prepare"] = Config(steps=["deduplicate"])
+        made = verb("prepare")
+        data = dataclasses.replace(project.data, path=made.data, env=None)
+        assert sum(bind(data, project.task, project.base, seed=1).rows.values()) > 0
+
     def train() -> None:
         state["run"] = str(verb("train").run)
 
@@ -205,7 +228,7 @@ def cells(row: dict[str, Any], folder: Path) -> dict[str, str]:
         assert len(answers) == len(expected) and not any(isinstance(a, dict) and isinstance(a.get("error"), dict) for a in answers)
 
     steps: dict[str, Callable[[], Any]] = {
-        "check": lambda: verb("check"), "plan": lambda: verb("plan"), "train": train, "tune": tune, "predict": predict,
+        "check": lambda: verb("check"), "prepare": prepare, "plan": lambda: verb("plan"), "train": train, "tune": tune, "predict": predict,
         "evaluate": lambda: verb("evaluate", state["run"]), "threshold": threshold, "report": lambda: verb("report", state["run"]),
         "export": export, "serve": serve,
     }  # fmt: skip

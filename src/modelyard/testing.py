@@ -27,6 +27,8 @@ SAMPLES: dict[str, list[Any]] = {
     "label-set": [["x", "y"], [], None, ["y"], ["x"], ["z", "x"], ["y"], []],
     "text": ["a good day", "今天天气很好", "", None, "word", "more words than the others have", "x y", "😀 z"],
     "timestamp": ["2026-01-31", None, "2026-01-31T10:00:00Z", "1999-12-31 23:59:59", "2020-02-29", "2026/02/01", "20260102", "2026-05-05"],
+    "vector": [[0.5, 1.0], [0.0, -2.0], None, [0.25, 3.0], [1.0, 1.0], [0.0, 0.0], [7.0, 0.125], None],
+    "fill": [["a", "##b"], [], None, ["城"], ["a"], ["b", "c", "d"], ["x"], ["y", "y"]],
     "cluster": [0, 1, None, 2, 1, 0, -1, 1],
 }
 """Raw values of the built-in kinds; others pass their own to `check_kind`."""
@@ -131,7 +133,7 @@ def check_task(name: str, rows: int = 240, seed: int = 0) -> None:
         model = Model.load(found.model)
         assert model.parity is not None and model.parity.ok
         assert found.metrics, f"{name}: nothing was measured"
-        if model.frame["name"] == "rows":
+        if model.by_row:
             examples = model.examples[:8]
             together = model.predict(examples)
             for i, row in enumerate(examples):
@@ -170,7 +172,7 @@ def random_inputs(accepts: str, rows: int, seed: int = 0) -> tuple[dict[str, Par
         parts = {"grams": Part((None,), "int32", 50), "weights": Part((None,), "float32")}
         values = random.random(offsets[-1]).astype(np.float32)
         return parts, {"grams": ragged(random.integers(0, 50, offsets[-1]).astype(np.int32)), "weights": ragged(values)}, {}
-    assert accepts in ("tokens", "chars"), f"no random inputs for {accepts}"
+    assert accepts in ("tokens", "chars", "pretrained"), f"no random inputs for {accepts}"
     return {"tokens": Part((None,), "int32", 50)}, {"tokens": ragged(random.integers(1, 50, offsets[-1]).astype(np.int32))}, {}
 
 

@@ -21,6 +21,10 @@ BUCKET = 50
 """Batches that are sorted by length together: long enough to save padding, short enough to stay random."""
 
 
+WIDE_BUCKET = 200
+"""The same for batches by tokens, which are sorted by the lengths on both sides."""
+
+
 @dataclass
 class Batch:
     """Padded tensors by graph name; `index` are the example numbers."""
@@ -92,7 +96,7 @@ class Batches:
         assert self.cost is not None
         generator = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, epoch]))
         order = generator.permutation(self.rows) if self.shuffle else np.arange(self.rows)
-        span = self.batch * BUCKET
+        span = self.batch * WIDE_BUCKET
         sorted_spans = [s[np.lexsort([k[s] for k in self.keys])] for s in (order[i : i + span] for i in range(0, self.rows, span))]
         # every other span falls, so that a batch across two of them holds like lengths too
         order = np.concatenate([s[::-1] if i % 2 else s for i, s in enumerate(sorted_spans)])

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import polars as pl
 
-from modelyard.data import artefact, huggingface
+from modelyard.data import artefact, huggingface, parallel
 from modelyard.data.images import read_folder, read_zip, with_images
 from modelyard.data.mistakes import Mistakes
 from modelyard.data.read import Reading, read
@@ -37,7 +37,7 @@ class DataConfig:
 
     path: Any = None
     """File, folder or zip with the rows to learn from (relative to the project file), a database (sqlite:///FILE, postgresql://…), what
-    `prepare` made, or a table object in Python."""
+    `prepare` made, a list of parallel texts such as [train.en, train.de], or a table object in Python."""
     train: Any = None
     """The same as path, beside valid and test."""
     valid: Any = None
@@ -97,8 +97,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in TABLES_OR_PATH:
             value = getattr(self, name)
-            if isinstance(value, bool | int | float) or (isinstance(value, list) and not all(isinstance(v, Mapping) for v in value)):
-                raise ValueError(f"{name} came as {type(value).__name__}; expected one path: a file, a folder or a zip")
+            rows = isinstance(value, list) and all(isinstance(v, Mapping) for v in value)
+            if isinstance(value, bool | int | float) or (isinstance(value, list) and not rows and not parallel.is_parallel(value)):
+                raise ValueError(f"{name} came as {type(value).__name__}; expected one path (a file, a folder or a zip) or parallel texts")
 
 
 @dataclass
@@ -174,6 +175,8 @@ def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None
     if mistakes is None:
         found.raise_if_any("the data cannot be read")
     tables = {name: tables[name] for name in TABLES if name in tables}
+    for table in tables.values():
+        table.data = parallel.unnested(table.data)
     for name, table in tables.items():
         if config.limit is not None and table.rows > config.limit:
             # a seeded sample: the head of an ordered file would hold one class
@@ -186,6 +189,11 @@ def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None
             )
     made = artefact.made(base / Path(first).expanduser()) if isinstance(first, str | Path) and not is_url(first) else None
     return Source(tables, [note for t in tables.values() for note in t.notes], made)
+
+
+def _under(base: Path, given: str | Path) -> Path:
+    path = Path(given).expanduser()
+    return path if path.is_absolute() else base / path
 
 
 def _names(value: str | list[str] | None) -> list[str]:
@@ -203,6 +211,8 @@ def _need_rows(name: str, table: Table) -> None:
 
 def _tables(given: Any, base: Path, reading: Reading, name: str, query: str | None = None) -> dict[str, Table]:
     plain = replace(reading, limit=None)
+    if parallel.is_parallel(given):
+        return {name: parallel.read_parallel([_under(base, p) for p in given], plain, name)}
     if not isinstance(given, str | Path):
         if huggingface.is_datasets(given):
             return {k: Table(k, frame) for k, frame in huggingface.splits(given).items()}
@@ -211,12 +221,14 @@ def _tables(given: Any, base: Path, reading: Reading, name: str, query: str | No
         return {name: read(given, plain, name)}
     if is_url(given):
         return {name: read_sql(str(given), base, name, query=query, table=reading.sheet)}
-    path = Path(given).expanduser()
-    path = path if path.is_absolute() else base / path
+    path = _under(base, given)
     if reading.texts and (files := text_files(path)):
         return read_texts(path, files, plain, name)
     if path.is_dir():
-        return artefact.tables(path) if artefact.made(path) else read_folder(path, plain)
+        if artefact.made(path):
+            return artefact.tables(path)
+        texts = parallel.in_folder(path)
+        return {k: parallel.read_parallel(v, plain, k) for k, v in texts.items()} if texts else read_folder(path, plain)
     if path.suffix.lower() == ".zip" and path.is_file():
         return read_zip(path, plain, name)
     table = read(path, plain, name)

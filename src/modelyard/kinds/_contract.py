@@ -68,6 +68,12 @@ def take(array: Array, index: np.ndarray) -> Array:
     return array.take(index) if isinstance(array, Ragged) else array[index]
 
 
+def concat(parts: Sequence[Array]) -> Array:
+    """Stack the examples of several arrays, all dense or all ragged."""
+    ragged = [p for p in parts if isinstance(p, Ragged)]
+    return Ragged.concat(ragged) if ragged else np.concatenate([p for p in parts if isinstance(p, np.ndarray)])
+
+
 def pad(
     ragged: Ragged, *, side: str = "back", multiple: int = 1, length: int | None = None, fill: float = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -160,6 +166,10 @@ class Encoding(ABC):
     def fit(self, column: pl.Series, config: Any = None) -> Any:
         """`start → update → finish` in one call."""
         return self.finish(self.update(self.start(config or self.Config()), column))
+
+    def kept(self, config: Any) -> Any:
+        """The config as a manifest keeps it once the state is fitted: without what was of this machine (a path)."""
+        return config
 
     def beside(self, column: pl.Series) -> list[pl.Series]:
         """Values in an aligned truth that the encoding of its input is fitted on too: texts beside a text."""

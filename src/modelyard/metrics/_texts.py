@@ -50,7 +50,8 @@ def tokeniser(truth: Sequence[str]) -> str:
 def scorer(name: str, truth: Sequence[str]) -> Any:
     """sacreBLEU's `BLEU` or `CHRF` with its defaults. Raises `Undefined` with the install line where it is absent."""
     try:
-        from sacrebleu.metrics import BLEU, CHRF
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
     except ModuleNotFoundError:
         raise Undefined(INSTALL) from None
     return BLEU(tokenize=tokeniser(truth)) if name == "bleu" else CHRF()

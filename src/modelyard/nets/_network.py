@@ -38,6 +38,27 @@ class Network(nn.Module):
         safe = module_names([h.output for h in heads])
         self.keys = {h.key: safe[h.output] for h in heads}
         self.heads = nn.ModuleDict({safe[h.output]: self._head(h) for h in heads})
+        self.outputs = [h.output for h in heads]
+        self.layout: Any = None
+        """`_layout.Layout` where the parameters are stored under Hugging Face's names."""
+
+    def stored(self) -> dict[str, torch.Tensor]:
+        """The parameters as the model folder holds them."""
+        state: dict[str, torch.Tensor] = self.state_dict()
+        return state if self.layout is None else self.layout.theirs(state)  # type: ignore[no-any-return]
+
+    def restore(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Puts stored parameters back; `RuntimeError` where they do not fit."""
+        self.load_state_dict(dict(weights) if self.layout is None else self.layout.ours(weights), strict=True)
+
+    def files(self, states: Mapping[str, Any]) -> dict[str, str]:
+        """Hugging Face's files beside the weights (config.json, the tokenizer's), from the states of the columns by name."""
+        if self.layout is None:
+            return {}
+        from modelyard.kinds.text._pretrained import files
+
+        column = states[next(iter(self.names))]
+        return {**self.layout.files(getattr(states[self.outputs[0]], "labels", None), column.size), **files(column)}
 
     def _head(self, head: Head) -> nn.Module:
         """The fusion's head, or the encoder's own where there is one input and it has one for this kind (the decoder of a language model)."""
@@ -119,7 +140,7 @@ def build(
         for name, found in parts.items():
             entry = spec["nets"][name]
             module = registry.load("nets", entry["name"])
-            config = _config(module.Config, entry["config"], entry["name"])
+            config = read_config(module.Config, entry["config"], entry["name"])
             whole = hasattr(module, "Network")
             offered = {"cardinalities": list(cardinalities), "statistics": (statistics or {}).get(name), "heads": heads}
             takes = inspect.signature((module.Network if whole else module.Encoder).__init__).parameters
@@ -135,13 +156,14 @@ def build(
         if kind not in FUSIONS:
             raise registry.unknown("fusion", str(kind), list(FUSIONS))
         widths = [int(e.width) for e in encoders.values()]  # type: ignore[arg-type]
-        if any(h.part == "vector" for h in heads):
-            from modelyard.nets._pairs import Pairs
+        from modelyard.nets import _layout, _pairs
 
-            if len(heads) > 1:
-                raise Unsupported("text vectors are learnt alone; leave the other outputs out", "not yet")
-            return Pairs(encoders, FUSIONS[kind](widths, **fusion), heads)
-        return Network(encoders, FUSIONS[kind](widths, **fusion), heads)
+        pairs = any(h.part == "vector" for h in heads)
+        if pairs and len(heads) > 1:
+            raise Unsupported("text vectors are learnt alone; leave the other outputs out", "not yet")
+        network = (_pairs.Pairs if pairs else Network)(encoders, FUSIONS[kind](widths, **fusion), heads)
+        network.layout = _layout.of(spec, heads)
+        return network
 
 
 def begin(network: nn.Module, spec: Mapping[str, Any]) -> list[str]:
@@ -149,7 +171,7 @@ def begin(network: nn.Module, spec: Mapping[str, Any]) -> list[str]:
     notes = []
     for name, entry in spec.get("nets", {}).items():
         module = registry.load("nets", entry["name"])
-        config = _config(module.Config, entry["config"], entry["name"])
+        config = read_config(module.Config, entry["config"], entry["name"])
         if getattr(config, "base", None) is not None and isinstance(network, Network):
             notes += module.start(network.encoders[network.names[name]], dict(network.heads), config.base)
         elif getattr(config, "base", None) is not None and hasattr(network, "begin"):
@@ -157,17 +179,18 @@ def begin(network: nn.Module, spec: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def stored(spec: Mapping[str, Any]) -> dict[str, Any]:
+def without_bases(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The spec as a manifest keeps it: what a net says of where its base lay on this machine is left out."""
     nets = {}
     for name, entry in spec.get("nets", {}).items():
         module = registry.load("nets", entry["name"])
-        config = _config(module.Config, entry["config"], entry["name"])
+        config = read_config(module.Config, entry["config"], entry["name"])
         nets[name] = {**entry, "config": settings.plain(module.stored(config))} if hasattr(module, "stored") else entry
     return {**spec, "nets": nets} if nets else dict(spec)
 
 
-def _config(cls: type, given: Any, name: str) -> Any:
+def read_config(cls: type, given: Any, name: str) -> Any:
+    """The stored settings of a net as its `Config`."""
     if isinstance(given, cls):
         return given
     problems: list[Problem] = []

@@ -43,6 +43,10 @@ class Slots:
             cache[a] = cache[b]
             cache[b] = kept
 
+    def fresh(self) -> Slots:
+        """As in `Decoder`."""
+        return Slots(self.network, self.device)
+
     def memory(self) -> int:
         """Bytes of the cache."""
         return sum(2 * k.numel() * k.element_size() for k in self.keys)

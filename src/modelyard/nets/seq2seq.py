@@ -68,6 +68,16 @@ class Config:
             raise ValueError(f"width {self.width} must be a multiple of twice the heads ({2 * self.heads})")
 
 
+def recipe(parts: Mapping[str, Part], rows: int) -> tuple[Config, dict[str, object]]:
+    """Net and training for so many pairs of texts: few of them are learnt best by narrow nets (Wu et al. 2021, arXiv 2105.14462, table 2:
+    on 29,000 pairs a net of width 128 was better by 1 BLEU than one of width 512)."""
+    if rows < 3_000:
+        return Config(width=64, layers=2, feedforward=256), {**TRAIN, "batch_tokens": 512, "epochs": 30, "lr": 4e-3, "ema": 0.98}
+    if rows < 100_000:
+        return Config(width=128, layers=4, feedforward=256), {**TRAIN, "lr": 4e-3}
+    return Config(), dict(TRAIN)
+
+
 Turn = tuple[Tensor, Tensor] | None
 """cos and sin of places, `(L, E / 2)`; None with sinusoids."""
 

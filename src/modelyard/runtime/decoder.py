@@ -40,5 +40,8 @@ class Decoder(Protocol):
     def swap(self, a: int, b: int) -> None:
         """Two slots change what they hold, so that those which are fed together lie side by side."""
 
+    def fresh(self) -> Decoder:
+        """Another memory over the same weights: each thread and each engine has its own."""
+
     def memory(self) -> int:
         """Bytes of the cache."""

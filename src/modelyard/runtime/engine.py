@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from modelyard.errors import UsageError
 from modelyard.runtime.decoder import Decoder
 from modelyard.runtime.sampling import adjust, choose, log_softmax
 from modelyard.runtime.vocabulary import Stops, Vocabulary, Writer
@@ -243,7 +244,7 @@ class Engine:
         for i in range(len(self.texts) - 1, -1, -1):
             text = self.texts[i]
             if text.cancelled and text.finish is None:
-                self._finish(text, "cancelled")
+                self._finish(text, "cancelled" if text.error is None else "error")
             if text.finish is None:
                 continue
             if i < self.running:
@@ -317,8 +318,10 @@ class Engine:
             for token, value in text.ask.bias.items():
                 row[token] += value
             if text.ask.constraint is not None:
-                allowed = text.ask.constraint.allowed(text.ask.max_tokens - len(text.ids))
-                row[~allowed] = -np.inf
+                try:
+                    row[~text.ask.constraint.allowed(text.ask.max_tokens - len(text.ids))] = -np.inf
+                except UsageError as error:  # a hostile grammar met its cap
+                    text.error, text.cancelled = error.message, True
             if text.ask.penalised and text.seen is None:
                 text.seen, text.read = np.zeros(len(row), np.int32), np.zeros(len(row), bool)
                 text.read[text.ask.prompt] = True

@@ -170,6 +170,12 @@ class Model:
         self, examples: pl.DataFrame, params: Mapping[str, Any] | None = None, seed: int = 0, index: np.ndarray | None = None
     ) -> tuple[dict[str, np.ndarray], Mapping[str, Context]]:
         """(graph outputs before the stored steps, contexts) of checked examples without failures."""
+        module = registry.load("data/frames", str(self.frame["name"]))
+        if hasattr(module, "cut"):  # an example is read in slices
+            config = module.Config(**self.frame["config"])
+            slices, owner = module.cut(examples, config)
+            found = self.run(self.pipeline.encode(slices), params, seed)
+            return module.merge(found, owner, {c.name: c.kind for c in self.pipeline.outputs}, config.merge), {}
         encoded = self.pipeline.encode(examples)
         return self.run(encoded, params, seed, index), encoded.contexts
 

@@ -58,7 +58,7 @@ class Column:
         """JSON form; arrays of the state go to `arrays`."""
         state = pack(self.state, f"{side}/{self.name}", arrays)
         return {
-            "name": self.name, "kind": self.kind, "encoding": self.encoding, "config": asdict(self.config), "state": state,
+            "name": self.name, "kind": self.kind, "encoding": self.encoding, "config": asdict(self.coder.kept(self.config)), "state": state,
             "of": self.of, "summary": self.summary, "missing": asdict(self.missing), "monotone": self.monotone,
         }  # fmt: skip
 
@@ -103,6 +103,9 @@ class Pipeline:
             for i, column in enumerate(columns):
                 if column.name in chunk.columns:
                     states[i] = column.coder.update(states[i], chunk[column.name])
+                    for more in column.coder.beside(chunk[column.name]):
+                        at = next(k for k, c in enumerate(self.inputs) if c.name == column.of)
+                        states[at] = self.inputs[at].coder.update(states[at], more)
         joined = self._join(columns, states)
         for i, (column, state) in enumerate(zip(columns, states, strict=True)):
             if i in joined:
@@ -176,6 +179,8 @@ class Pipeline:
         for column in self.outputs:
             if column.name in frame.columns:
                 context = contexts.get(column.of, {}) if column.of else {}
+                if column.of:  # texts beside the input are encoded as it is
+                    context["column"] = next(c for c in self.inputs if c.name == column.of)
                 encoded = column.coder.encode(frame[column.name], column.state, context)
                 out |= {f"{column.name}.{part}": array for part, array in encoded.items()}
         return out

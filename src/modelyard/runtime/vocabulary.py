@@ -12,6 +12,8 @@ import re
 from functools import cached_property, lru_cache
 from typing import Any
 
+from modelyard.kinds.text._written import byte_letters
+
 MARK = "▁"
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -131,13 +133,6 @@ class Stops:
 
 
 @lru_cache(maxsize=1)
-def byte_letters() -> dict[str, int]:
-    """The printable characters that stand for bytes in byte-level BPE."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [b for b in range(256) if b not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(rest)}
-
-
 def _tokenizer(text: str) -> Any:
     from tokenizers import Tokenizer
 

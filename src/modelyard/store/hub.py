@@ -79,7 +79,7 @@ def weights(folder: Path) -> list[Path]:
         return [folder / n for n in names]
     if (folder / "pytorch_model.bin").is_file():
         hint = f"If you trust it, convert it once: {CONVERT.format(folder=folder)}"
-        raise ArtefactError(f"{folder} holds its weights in pytorch_model.bin, a format that can run code when it is read. {hint}")
+        raise ArtefactError(f"{folder} has pytorch_model.bin alone, a form that can run code when it is read and is therefore refused. {hint}")
     raise ArtefactError(f"{folder} holds no weights: it has neither {' nor '.join(WEIGHTS)}")
 
 

@@ -123,6 +123,10 @@ def bind(
         config = replace(config, target=None, outputs=None, inputs=_kept(config.inputs, kinds), split=module.split(config.split, first))
     inputs, outputs, chosen, notes = columns(config, task, first, mistakes, kinds) if like is None else _as_before(like, tasks or {})
     pipeline = Pipeline(inputs, outputs)
+    if hasattr(module, "settle"):
+        sides = ({c.name: c.kind for c in side} for side in (inputs, outputs))
+        with mistakes.gathering():
+            frame = {**frame, "config": module.settle(frame["config"], *sides)}
     roles = dict.fromkeys(c for c in (config.weight, config.group, config.time, *_split_columns(config)) if c)
     if like is None:
         _roles(config, list(roles), framed, source, mistakes)
@@ -270,8 +274,9 @@ def columns(
             outputs.append(column)
             tasks[name] = chosen
     roles = {config.weight, config.group, config.time, *_split_columns(config), *_listed(config.id), *_listed(config.ignore)}
-    names = list(given) or [c for c in frame.columns if c not in wanted and c not in roles]
-    guesses = guessing.infer(frame)
+    made = {c.name for c in outputs}
+    names = list(given) or [c for c in frame.columns if c not in wanted and c not in roles and c not in made]
+    guesses = guessing.infer(frame.select([n for n in names if n in frame.columns]))
     inputs = []
     for name in (n for n in names if n in frame.columns):
         guess = guesses[name]
@@ -396,8 +401,20 @@ def _frame(config: DataConfig, task: str | None, before: Mapping[str, str] | Non
     frames = {(t.frame, tuple(sorted(t.frame_config(config).items()))) for t in tasks} or {("rows", ())}
     if len(frames) > 1:
         raise Unsupported("outputs with different frames in one model: " + ", ".join(sorted(f for f, _ in frames)), "never")
-    name, settings = frames.pop()
-    return {"name": name, "config": dict(settings)}
+    name, chosen = frames.pop()
+    asked = config.frame.get("name")
+    if name == "rows" and config.frame:
+        if asked is None:
+            raise DataError("data.frame has settings but no name", [Problem("name it, e.g. name: slices", "data.frame.name")])
+        name, chosen = asked, tuple((k, v) for k, v in config.frame.items() if k != "name")
+    elif asked is not None and asked != name:
+        raise Unsupported(f"the examples of this task are {name}; data.frame.name cannot be {asked}", "never")
+    own = {k: v for k, v in chosen if k != "name"}
+    problems: list[Problem] = []
+    settings.parse(registry.load("data/frames", name).Config, own, "data.frame", problems)
+    if problems:
+        raise DataError(f"data.frame has {len(problems)} mistake(s)", problems)
+    return {"name": name, "config": own}
 
 
 def _bind_stream(

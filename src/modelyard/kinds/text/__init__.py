@@ -12,12 +12,13 @@ from modelyard.kinds._contract import Encoding, Kind, RowError
 from modelyard.kinds.text._bag import Bag, BagConfig, BagState
 from modelyard.kinds.text._chars import Chars, CharsConfig, CharsState
 from modelyard.kinds.text._language import Language, LanguageConfig, LanguageState
+from modelyard.kinds.text._pretrained import Pretrained, PretrainedConfig, PretrainedState
 from modelyard.kinds.text._tokens import Tokens, TokensConfig, TokensState
 from modelyard.kinds.text._written import Written, WrittenConfig
 
 __all__ = [
-    "KIND", "Bag", "BagConfig", "BagState", "Chars", "CharsConfig", "CharsState", "Language", "LanguageConfig", "LanguageState", "Text", "Tokens",
-    "TokensConfig", "TokensState", "Written", "WrittenConfig",
+    "KIND", "Bag", "BagConfig", "BagState", "Chars", "CharsConfig", "CharsState", "Language", "LanguageConfig", "LanguageState", "Pretrained",
+    "PretrainedConfig", "PretrainedState", "Text", "Tokens", "TokensConfig", "TokensState", "Written", "WrittenConfig",
 ]  # fmt: skip
 
 
@@ -32,7 +33,9 @@ class Text(Kind):
     """
 
     name = "text"
-    encodings = {"bag": Bag(), "tokens": Tokens(), "chars": Chars(), "written": Written(), "language": Language()}  # noqa: RUF012
+    encodings = {  # noqa: RUF012
+        "bag": Bag(), "tokens": Tokens(), "chars": Chars(), "pretrained": Pretrained(), "written": Written(), "language": Language(),
+    }  # fmt: skip
     target_encoding = "written"
 
     def check(self, column: pl.Series) -> tuple[pl.Series, list[RowError]]:

@@ -6,13 +6,14 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
 
 from modelyard.kinds._contract import Array, Context, Encoding, Part, Ragged
 from modelyard.kinds.text._codes import mix
+from modelyard.settings import Between
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -43,6 +44,11 @@ class TokensConfig:
     """Pairs met less often are not merged."""
     sample: int = 20_000_000
     """Characters kept for training the vocabulary; above it texts are drawn by hash (the same whatever the order)."""
+    fill: Annotated[int, Between(0)] = 0
+    """Tokens to which every text is filled up (and cut) with padding that the net sees like any token. 0: nets never see padding, which
+    is faster and makes texts independent of what they are batched with."""
+    side: Literal["back", "front", "random"] = "back"
+    """Where `fill` puts the padding; random: anywhere while training, so that a net cannot rely on a text's place, and behind it after."""
 
 
 @dataclass
@@ -60,6 +66,8 @@ class TokensState:
     size: int = 2
     exact: bool = False
     """Whether a text can be had back from its ids: nothing is normalised, and there is an id that ends it."""
+    fill: int = 0
+    side: str = "back"
     joint: bool = False
     """Whether the vocabulary is shared with the text that this one is made from."""
 
@@ -77,7 +85,10 @@ class Tokens(Encoding):
 
     def start(self, config: TokensConfig) -> TokensState:
         """No texts yet."""
-        return TokensState(config.model, config.vocabulary, config.max_length, config.lowercase, config.min_count, config.sample)
+        return TokensState(
+            config.model, config.vocabulary, config.max_length, config.lowercase, config.min_count, config.sample, fill=config.fill,
+            side=config.side,
+        )  # fmt: skip
 
     def update(self, state: TokensState, column: pl.Series) -> TokensState:
         """Keeps the texts of a `String` column, up to the sample."""
@@ -100,7 +111,12 @@ class Tokens(Encoding):
 
     def encode(self, column: pl.Series, state: TokensState, context: Context) -> dict[str, Array]:
         """Ragged int32 `tokens`, cut to `max_length`; missing and empty texts have length 0."""
-        return {"tokens": ragged([ids[: state.max_length] for ids in ids_of(column, state)], np.int32)}
+        longest = min(state.max_length, state.fill or state.max_length)
+        found = [ids[:longest] for ids in ids_of(column, state)]
+        if state.fill:
+            rest = [[PAD] * (state.fill - len(ids)) for ids in found]
+            found = [[*r, *ids] if state.side == "front" else [*ids, *r] for ids, r in zip(found, rest, strict=True)]
+        return {"tokens": ragged(found, np.int32)}
 
 
 def ids_of(column: pl.Series, state: TokensState) -> list[list[int]]:
@@ -121,7 +137,9 @@ def tokenizer_of(text: str) -> Tokenizer:
     """The tokenizer of a stored JSON text (parsing takes milliseconds, so the last 16 are kept)."""
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_str(text)
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.encode_special_tokens = True  # "<end>" in somebody's text is a text and ends nothing
+    return tokenizer
 
 
 def _sampled(texts: list[str], limit: int) -> list[str]:
@@ -179,7 +197,7 @@ def _cutter(state: TokensState) -> Any:
 def _trainer(state: TokensState, special: list[AddedToken]) -> Any:
     from tokenizers import pre_tokenizers, trainers
 
-    common = {"vocab_size": state.vocabulary, "special_tokens": special, "show_progress": False}
+    common: dict[str, Any] = {"vocab_size": state.vocabulary, "special_tokens": special, "show_progress": False}
     if state.model == "unigram":
         return trainers.UnigramTrainer(**common, unk_token=SPECIAL[UNSEEN])
     if state.model == "characters":

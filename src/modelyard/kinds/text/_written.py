@@ -104,7 +104,7 @@ def _pieces(tokenizer: str, model: str) -> list[str] | list[bytes]:
     names = [known.id_to_token(i) or "" for i in range(known.get_vocab_size())]
     names[0], names[UNSEEN], names[END] = "", "\ufffd", ""
     if model == "bytes":
-        value = _bytes()
+        value = byte_letters()
         return [n.encode("utf-8") if i <= END else bytes(value[c] for c in n) for i, n in enumerate(names)]
     if model == "word-piece":
         # a mark stands alone and is never continued, so "##" before something is never a text's own
@@ -112,7 +112,7 @@ def _pieces(tokenizer: str, model: str) -> list[str] | list[bytes]:
     return names
 
 
-def _bytes() -> dict[str, int]:
+def byte_letters() -> dict[str, int]:
     """The printable characters that stand for bytes in byte-level BPE (Radford et al. 2019)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [b for b in range(256) if b not in plain]

@@ -15,7 +15,8 @@ import numpy as np
 from modelyard.errors import Problem, UsageError
 from modelyard.runtime.answers import Graph, Param, Randomness
 from modelyard.runtime.programs import generate
-from modelyard.runtime.programs._writing import ROWS, Block, Texts, blocks, log_total
+from modelyard.runtime.programs._writing import ROWS, Block, Texts, blocks, log_total, top
+from modelyard.runtime.sampling import PARAMS as DRAWN
 
 PARAMS = (
     Param("beams", "int", 4, 1, 32, doc="beginnings that go on side by side; 1 takes (or draws) one token at a time"),
@@ -29,7 +30,7 @@ def run(graphs: Mapping[str, Graph], inputs: dict[str, np.ndarray], params: Mapp
     """`<output>.ids`, `<output>.score` (mean log-probability) and `<output>.gap` of every example."""
     if params["beams"] == 1:
         return generate.run(graphs, inputs, params, random)
-    drawing = [p.name for p in generate.SAMPLING if params[p.name] != p.default]
+    drawing = [p.name for p in DRAWN if params[p.name] != p.default]
     if drawing:
         reason = "beam search takes the most likely texts; write beams=1 to draw them"
         raise UsageError("wrong parameters: " + reason, [Problem(reason, f"params.{name}") for name in drawing])
@@ -79,15 +80,14 @@ class _Search:
                 return
             rows = (np.flatnonzero(rest)[:, None] * self.beams + parent_EK[rest]).ravel()
             self.live, self.total_EK, self.ids, token_EK = self.live[rest], self.total_EK[rest], self.ids[rest], token_EK[rest]
-            self.block.keep(rows)
+            self.block.keep(rows, same=bool(rest.all()) and length > 1)  # the first step says which states change
             self.block.go(token_EK.ravel())
 
     def _choose(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """(token, parent) (E, K) of the best beginnings that go on; those that end are put down."""
         beams, logits_RV = self.beams, self.block.logits_RV
-        width = logits_RV.shape[1]
-        some = min(2 * beams + 1, width)  # enough for `beams` to go on whatever ends, and one that just misses
-        top_RC = np.argpartition(logits_RV, width - some, axis=1)[:, width - some :]
+        some = min(2 * beams + 1, logits_RV.shape[1])  # enough for `beams` to go on whatever ends, and one that just misses
+        top_RC = top(logits_RV, some)
         logp_RC = np.take_along_axis(logits_RV, top_RC, 1) - log_total(logits_RV)[:, None]
         sums = self.total_EK[:, :, None] + logp_RC.reshape(len(self.live), beams, some)
         flat, ids = sums.reshape(len(self.live), -1), top_RC.reshape(len(self.live), -1)

@@ -25,7 +25,7 @@ def run(
 ) -> dict[str, np.ndarray]:
     """`<output>.ids` (B, T) int64 padded with the id that ends a text, `score` (B,) the mean log-probability of a text's tokens (its end
     included) and `gap` (B,) the smallest distance between the two most likely tokens on its way (0 where tokens were drawn)."""
-    decoder = graphs["decoder"]
+    decoder = graphs["decoder"].fresh()  # a server answers several calls at once
     prompts_BL, length_B = inputs[f"{decoder.column}.tokens"], inputs[f"{decoder.column}.length"]
     most = min(int(params["max_tokens"]), decoder.context - 1)
     prompts = [begin(row[:n], decoder, most) for row, n in zip(prompts_BL, length_B.tolist(), strict=True)]

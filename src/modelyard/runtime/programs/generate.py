@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from modelyard.runtime.answers import Graph, Param, Randomness
-from modelyard.runtime.programs._writing import Block, Texts, blocks, log_total
-from modelyard.runtime.sampling import PARAMS as SAMPLING
+from modelyard.runtime.programs._writing import Block, Texts, blocks, log_total, top
+from modelyard.runtime.sampling import PARAMS as DRAWN
 from modelyard.runtime.sampling import adjust, choose
 
-PARAMS = (*SAMPLING, Param("max_length", "int", 128, 1, 4096, doc="tokens written at most"))
+PARAMS = (*DRAWN, Param("max_length", "int", 128, 1, 4096, doc="tokens written at most"))
 
 
 def run(graphs: Mapping[str, Graph], inputs: dict[str, np.ndarray], params: Mapping[str, Any], random: Randomness) -> dict[str, np.ndarray]:
@@ -40,8 +40,8 @@ def _write(block: Block, params: Mapping[str, Any], random: Randomness, texts: T
         at = np.arange(len(token_R))
         total_R[own_R] += block.logits_RV[at, token_R] - log_total(block.logits_RV)
         if heat == 0:
-            best = np.partition(logits_RV, -2, axis=1)[:, -2:]
-            gap_R[own_R] = np.minimum(gap_R[own_R], best[:, 1] - best[:, 0])
+            best = np.take_along_axis(logits_RV, top(logits_RV, 2), 1)
+            gap_R[own_R] = np.minimum(gap_R[own_R], np.abs(best[:, 1] - best[:, 0]))
         for r, token in zip(own_R.tolist(), token_R.tolist(), strict=True):
             written[r].append(token)
         if seen_RV is not None:

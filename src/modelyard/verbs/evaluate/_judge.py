@@ -24,6 +24,9 @@ from modelyard.verbs.evaluate import _costs, _odd
 WORST = 24
 """Worst rows shown per output (a page of pictures)."""
 
+SAMPLES = 24
+"""Sample answers shown of outputs that have no pictures: texts."""
+
 PROFILED = 20_000
 """Rows of which groups are profiled, drawn from all splits."""
 
@@ -34,7 +37,7 @@ SLICE_ROWS = 20
 
 @dataclass
 class Evaluation:
-    """`{split: {output: {kind, headline, metrics, baseline, pictures, worst, slices}}}` and the answers behind it."""
+    """`{split: {output: {kind, headline, metrics, baseline, pictures, worst, slices, samples}}}` and the answers behind it."""
 
     splits: dict[str, dict[str, dict[str, Any]]]
     failed: dict[str, list[RowError]]
@@ -167,6 +170,7 @@ def _output(
         "slices": [],
     }
     if column.kind not in scoring.DEFAULTS:
+        entry["samples"] = _samples(bound, column, truth, answers)
         return entry
     entry["pictures"] = picture_data(column.kind, is_true, found, labels=labels, seed=seed)
     if is_true is None and labels and found.scores is not None:
@@ -285,6 +289,24 @@ def _worst(
             }
         )
     return rows
+
+
+def _samples(bound: Bound, column: Column, truth: pl.DataFrame, answers: pl.DataFrame) -> list[dict[str, Any]]:
+    """Answers to rows spread evenly over the split, for people to judge what no picture shows."""
+    order = np.unique(np.linspace(0, max(0, truth.height - 1), SAMPLES).round().astype(np.uint32)) if truth.height else np.zeros(0, np.uint32)
+    shown = bound.pipeline.inputs[:8]
+    drawn = {c.name: truth[c.name].gather(order).to_list() for c in shown}
+    said = answers[column.name].gather(order).to_list()
+    true = truth[column.name].gather(order).to_list() if column.name in truth.columns else [None] * len(said)
+    return [
+        {
+            "row": int(row) + 1,
+            "inputs": {c.name: c.rules.draw(drawn[c.name][i]) for c in shown},
+            "truth": "" if true[i] is None else _text(true[i]),
+            "prediction": _text(said[i]),
+        }
+        for i, row in enumerate(order)
+    ]
 
 
 def _oddest(bound: Bound, column: Column, frame: pl.DataFrame, answers: pl.DataFrame, found: scoring.Predicted) -> list[dict[str, Any]]:

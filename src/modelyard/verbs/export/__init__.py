@@ -119,7 +119,7 @@ def _prove(target: Path) -> dict[str, Any]:
     from modelyard.runtime.answers import compare
 
     times = []
-    if exported.frame["name"] == "rows":
+    if exported.by_row:
         for i in range(len(rows)):
             start = time.perf_counter()
             alone = exported.predict([rows[i]])

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 OPSET = 18
+PLACES = "places"
+"""The part that asks about some positions of a text: its second axis has a length of its own."""
 
 
 def write(model: Model, target: Path, *, trust_code: bool = False) -> dict[str, str]:
@@ -88,7 +90,8 @@ def _network(model: Model, target: Path, recorded: Mapping[str, Mapping[str, np.
 
 
 def _ragged(model: Model) -> set[str]:
-    return {f"{i}.{p}" for i, parts in model.pipeline.parts().items() for p, part in parts.items() if part.ragged}
+    parts = model.pipeline.parts()
+    return {f"{i}.{p}" for i, found in parts.items() for p, part in found.items() if part.ragged} | {f"{i}.{PLACES}" for i in parts}
 
 
 def export_module(module: torch.nn.Module, inputs: Mapping[str, np.ndarray], ragged: set[str]) -> bytes:
@@ -116,7 +119,7 @@ def export_module(module: torch.nn.Module, inputs: Mapping[str, np.ndarray], rag
     for n in names:
         axes: dict[int, Any] = {0: batch}
         if n in ragged:
-            column = n.rsplit(".", 1)[0]
+            column = n if n.endswith(f".{PLACES}") else n.rsplit(".", 1)[0]
             axes[1] = length.setdefault(column, torch.export.Dim(f"length_{len(length)}", min=1, max=2**20))
         shapes.append(axes)
     try:

@@ -12,6 +12,7 @@ The evaluation object, which `train` and `evaluate` produce and `samples/evaluat
         "baseline": {name: {value, low, high, better, note?}},   the same of modelyard.metrics.baseline
         "pictures": {name: data},                                from modelyard.metrics.picture_data; see pictures.py
         "worst":    [{row, inputs: {column: html}, truth, prediction, confidence?, loss?}],   html from Kind.draw
+        "samples":  [{row, inputs: {column: html}, truth, prediction}],   of outputs without pictures
         "slices":   [{slice, rows, metric, value, low, high, better, note?}],
         "segments": [{segment, rows, share, name, text, differences: [{column, kind, effect, here, everybody, …}]}],   of groups of rows
         "groups":   {by, groups, tried, rows, of, text, …},      why there are as many groups
@@ -105,6 +106,7 @@ def _write(folder: Path, evaluation: Mapping[str, Any] | None, config: Config) -
 
 def _plots(folder: Path, report: Report, say: Any) -> list[str]:
     """`plots/<split>.<output>.<picture>.svg` and `.json` of every picture; learning curves without split and output."""
+    from modelyard.verbs.report import _promises
     from modelyard.verbs.report._board import board_data
     from modelyard.verbs.report.pictures import PICTURES, draw, learning_data, standalone
 
@@ -114,8 +116,11 @@ def _plots(folder: Path, report: Report, say: Any) -> list[str]:
     if report.search.get("trials"):
         every |= {"search_history": report.search, "search_settings": report.search}
     every |= {f"{output}.leaderboard": data for output, data in board_data(report.leaderboard).items()}
+    every |= _promises.pictures(report.promises)
     for split, outputs in report.evaluation.items():
         for output, found in outputs.items():
+            if tried := _promises.tried_data(found.get("groups") or {}):
+                every[".".join(filter(None, [split, output, "groups_tried"]))] = tried
             for name, data in (found.get("pictures") or {}).items():
                 if name in PICTURES:
                     every[".".join(filter(None, [split, output, name]))] = data

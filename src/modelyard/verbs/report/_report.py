@@ -43,7 +43,10 @@ class Report:
     """Candidates of a search, the best first: `{model, settings, scores, weight, fit_seconds, …}` or `{model, reason}`."""
     folds: Mapping[str, Any] = field(default_factory=dict)
     """Metrics of cross-validation: `{metric: {value, low, high, spread, scores}}`."""
-
+    promises: Mapping[str, Any] = field(default_factory=dict)
+    """By output: what calibration and coverage came to, see `verbs/train/calibrate.py`."""
+    chosen: list[Mapping[str, Any]] = field(default_factory=list)
+    """What a search in each fold chose: `{repeat, fold, params, value, scores}`."""
     search: Mapping[str, Any] = field(default_factory=dict)
     """Of a run of `tune`: its trials and what was searched, see `pictures.py`."""
 
@@ -81,6 +84,8 @@ class Report:
             search=_mapping(facts.get("search")),
             leaderboard=[e for e in facts.get("leaderboard") or [] if isinstance(e, Mapping)],
             folds=_mapping(run.read("metrics.json").get("folds")),
+            promises=_mapping(facts.get("promises")),
+            chosen=[e for e in facts.get("folds") or [] if isinstance(e, Mapping)],
         )
 
 

@@ -12,6 +12,8 @@ from html import escape
 from typing import Any
 
 from modelyard.verbs.report._board import board_data, board_rows
+from modelyard.verbs.report._promises import section as promises
+from modelyard.verbs.report._promises import tried_data
 from modelyard.verbs.report._report import Report
 from modelyard.verbs.report._search import section as search
 from modelyard.verbs.report._style import STYLE
@@ -39,6 +41,7 @@ def render(report: Report, lang: str = "en") -> str:
         ("leaderboard", _leaderboard(report, say)),
         ("folds", _folds(report, say)),
         ("evaluation", _evaluation(report, say)),
+        ("promises", promises(report.promises, say, _figure, _table)),
         ("data", _data(report, say)),
         ("configuration", _configuration(report, say)),
         ("card", _card(report, say)),
@@ -152,7 +155,22 @@ def _folds(report: Report, say: Say) -> str:
     """Mean, interval and spread of every metric over the folds."""
     several = not any("value" in e for e in report.folds.values())
     tables = report.folds.items() if several else [("", report.folds)]
-    return "".join((f"<h3>{escape(name)}</h3>" if name else "") + _metrics_table({"metrics": found}, say) for name, found in tables if found)
+    whole = "".join((f"<h3>{escape(name)}</h3>" if name else "") + _metrics_table({"metrics": found}, say) for name, found in tables if found)
+    return whole + (_chosen(report, say) if report.chosen else "")
+
+
+def _chosen(report: Report, say: Say) -> str:
+    """The settings that the search of each fold chose, their value on its validation rows and on the rows held out."""
+    metric = str(report.search.get("metric", ""))
+    rows = []
+    for entry in report.chosen:
+        params, scores = dict(entry.get("params", {})), dict(entry.get("scores", {}))
+        held = scores if metric in scores else next((s for s in scores.values() if isinstance(s, Mapping) and metric in s), {})
+        told = ", ".join(f"{k}: {number(v) if isinstance(v, float) else v}" for k, v in params.items())
+        name = f"{entry.get('repeat', 0) + 1}.{entry.get('fold', 0) + 1}"
+        rows.append([name, escape(told), _value(entry), _value(dict(held.get(metric, {})))])
+    head = [say("fold"), say("settings"), f"{_metric_name(metric, say)}, {say('valid')}", f"{_metric_name(metric, say)}, {say('held_out')}"]
+    return f'<p class="soft">{say("chosen_note")}</p>' + _table(head, rows, numbers=(2, 3), prose=(1,))
 
 
 def _evaluation(report: Report, say: Say) -> str:
@@ -182,13 +200,20 @@ def _metrics_table(output: Mapping[str, Any], say: Say) -> str:
         label = (
             f'{escape(say(name))}&nbsp;<span class="soft" title="{say(found.get("better", "higher"))}">{better}</span>'
         )
-        rows.append([label, _value(found), _value(base.get(name, {})), _interval(found), escape(found.get("note", ""))])
+        rows.append([label, _value(found), _value(base.get(name, {})), _interval(found), escape(_beside(found))])
     head = [say("metric"), say("value"), say("baseline"), say("interval"), say("note")]
     return _table(head, rows, numbers=(1, 2, 3), prose=(4,)) if rows else ""
 
 
+def _beside(found: Mapping[str, Any]) -> str:
+    """What stands beside a value: its note, and the signature of a score that papers quote."""
+    return "; ".join(filter(None, [found.get("note", ""), found.get("signature", "")]))
+
+
 def _details(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str:
     pictures = dict(output.get("pictures", {}))
+    if tried := tried_data(output.get("groups") or {}):
+        pictures["groups_tried"] = tried
     if "metrics" not in pictures and (bars := metric_bars_data(output)):
         pictures["metrics"] = bars
     drawn = []
@@ -198,7 +223,7 @@ def _details(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str
             budget["pictures"] -= len(figure)
             drawn += [figure] if budget["pictures"] > 0 else []
     html = f'<div class="pictures" style="margin-top:12px">{"".join(drawn)}</div>' if drawn else ""
-    return segments(output, say) + html + _slices(output, say) + _worst(output, say, budget)
+    return segments(output, say) + html + _slices(output, say) + _worst(output, say, budget) + _samples(output, say, budget)
 
 
 def metric_bars_data(output: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -253,8 +278,23 @@ def _worst(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str:
     worst = (output.get("worst") or [])[:WORST_SHOWN]
     if not worst:
         return ""
+    cards, note = _cards(worst, say, budget)
+    odd = "score" in worst[0]  # nobody knows the truth: the rows with the highest scores
+    said, of = ("oddest_rows", "oddest_of") if odd else ("worst_rows", "worst_of")
+    title = f'<h3>{say(said)} <span class="soft">({say(of, n=len(worst))})</span></h3>'
+    return f"{title}{cards}{note}"
+
+
+def _samples(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str:
+    """Answers beside what was asked and what is true."""
+    samples = (output.get("samples") or [])[:WORST_SHOWN]
+    return f"<h3>{say('samples')}</h3>{''.join(_cards(samples, say, budget))}" if samples else ""
+
+
+def _cards(rows: Sequence[Mapping[str, Any]], say: Say, budget: dict[str, int]) -> tuple[str, str]:
+    """(a card for each row, a note on what was left out)."""
     left_out, cards = 0, []
-    for row in worst:
+    for row in rows:
         facts = []
         for column, html in (row.get("inputs") or {}).items():
             budget["fragments"] -= len(html)
@@ -268,10 +308,7 @@ def _worst(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str:
         name = say("row", n=escape(_show(row["row"]))) if row.get("row") is not None else ""
         cards.append(f'<div class="card worst"><div class="soft">{name}</div><dl>{"".join(facts)}</dl></div>')
     note = f'<p class="soft">{say("too_big", n=left_out)}</p>' if left_out else ""
-    odd = "score" in worst[0]  # nobody knows the truth: the rows with the highest scores
-    said, of = ("oddest_rows", "oddest_of") if odd else ("worst_rows", "worst_of")
-    title = f'<h3>{say(said)} <span class="soft">({say(of, n=len(worst))})</span></h3>'
-    return f'{title}<div class="cards">{"".join(cards)}</div>{note}'
+    return f'<div class="cards">{"".join(cards)}</div>', note
 
 
 def _data(report: Report, say: Say) -> str:

@@ -10,6 +10,9 @@ The data of each name is what `modelyard.metrics._pictures.picture_data` gives (
     predicted_true, residuals   {x, y, of} or, beyond 2,000 rows, {x, y, count, radius, of} in hexagons
     balance, cluster_sizes      {labels, counts}
     clusters        {x, y, id, explained, of}
+    groups_tried    {by, groups, cells, tried: {number: criterion}}
+    reliability     {split, error: {before, after}, before, after}     each as in `calibration`
+    coverage        {promised, coverage, low, high, rows}
     leaderboard     {entries: [{model, weight, value, low, high}], metric, better}
     metrics         {items: [{name, value, low, high, baseline}]}
     importance      {items: [{name, value, low?, high?}], about?}
@@ -27,6 +30,7 @@ from modelyard.verbs.report._board import board
 from modelyard.verbs.report._curves import calibration, learning, learning_data, pr, roc
 from modelyard.verbs.report._matrix import confusion
 from modelyard.verbs.report._points import clusters, predicted_true, residuals
+from modelyard.verbs.report._promises import coverage, reliability, tried
 from modelyard.verbs.report._search import history, settings
 from modelyard.verbs.report._svg import standalone
 from modelyard.verbs.report._words import Say, words
@@ -43,10 +47,13 @@ PICTURES: dict[str, Callable[[Mapping[str, Any], Say], str]] = {
     "roc": roc,
     "pr": pr,
     "calibration": calibration,
+    "reliability": reliability,
+    "coverage": coverage,
     "scores": partial(histogram, title="scores"),
     "predicted_true": predicted_true,
     "residuals": residuals,
     "clusters": clusters,
+    "groups_tried": tried,
     "cluster_sizes": partial(counts, title="cluster_sizes"),
     "importance": importance,
     "balance": partial(counts, title="balance"),

@@ -1,4 +1,4 @@
-"""Does everything the project file asks for: train or tune, evaluate, export. What did not change is not done again.
+"""Does everything the project file asks for: prepare, train or tune, evaluate, export. What did not change is not done again.
 
 modelyard run
 modelyard run -f examples/churn/modelyard.yaml
@@ -11,17 +11,25 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from modelyard.data import artefact
 from modelyard.data.sql import is_url, sqlite_file
 from modelyard.errors import ArtefactError, GateFailed, Problem
 from modelyard.store import folder as store
 from modelyard.store.run import Run, versions
 
-TRAINING = ("version", "name", "task", "seed", "data", "model", "train", "tune")
+TRAINING = ("version", "name", "task", "seed", "data", "prepare", "model", "train", "tune")
 """What decides the trained model."""
+
+READ = {
+    **dict.fromkeys(("train", "valid", "test", "unlabelled", "sheet", "query", "limit", "encoding", "separator")), "header": True,
+}  # fmt: skip
+"""Keys of `data` that say how the raw rows are read, as they stand for what `prepare` wrote."""
+ROLES = ("target", "inputs", "outputs", "ignore", "id", "weight", "group", "time")
+"""Keys of `data` that a data artefact with split rows carries itself, with what its steps added."""
 
 
 @dataclass
@@ -56,11 +64,15 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Ran:
     stages: dict[str, str] = {}
     making = "tune" if project.has("tune.search") else "train"
     found = _finished(runs, key)
+    prepared: dict[str, str] = {}
+    if project.has("prepare"):
+        prepared = _prepare(project, found, stages, options)
+        project = _of(project, prepared["data"])
     verb = lambda name, args: _call(name, project, args, options)  # noqa: E731
     if found is None:
         trained = verb(making, [])
         found = Run(Path(trained.run))
-        found.update(key=key)
+        found.update(key=key, **({"prepared": prepared} if prepared else {}))
         stages[making] = "done"
     else:
         stages[making] = "unchanged"
@@ -76,9 +88,34 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Ran:
     return ran
 
 
-def _call(verb: str, project: Any, args: list[str], options: Any) -> Any:
-    from dataclasses import replace
+def _prepare(project: Any, found: Run | None, stages: dict[str, str], options: Any) -> dict[str, str]:
+    """`{data, key}` of the data artefact: the one that the finished run learnt from, while it is there; else what the verb makes or finds.
 
+    The raw rows are not even read where a run of the same key is finished: the key holds their content.
+    """
+    before = found.read("run.json").get("prepared") if found is not None else None
+    if before and (made := artefact.made(project.base / before["data"])) is not None and made.key == before["key"]:
+        stages["prepare"] = "unchanged"
+        return {k: str(before[k]) for k in ("data", "key")}
+    done = _call("prepare", project, [], options)
+    stages["prepare"] = "unchanged" if done.unchanged else "done"
+    place = Path(os.path.relpath(Path(done.data).resolve(), project.base.resolve())).as_posix()
+    made = artefact.made(project.base / place)
+    assert made is not None
+    return {"data": place, "key": made.key}
+
+
+def _of(project: Any, data: str) -> Any:
+    """The project with the rows that `prepare` made."""
+    made = artefact.made(project.base / data)
+    assert made is not None
+    changes = {**READ, "path": data, **(dict.fromkeys(ROLES) if made.split else {})}
+    hidden = {k: v for k, v in project.hidden.items() if k.removeprefix("data.") not in changes}
+    origins = {**project.origins, "data.path": "prepare"}
+    return replace(project, data=replace(project.data, **changes), hidden=hidden, origins=origins)
+
+
+def _call(verb: str, project: Any, args: list[str], options: Any) -> Any:
     from modelyard import registry
 
     try:

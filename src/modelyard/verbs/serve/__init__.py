@@ -61,6 +61,10 @@ class Config:
     """File to which requests and answers are appended, one JSON object a line."""
     backend: str | None = None
     """torch, onnx or numpy; without it the model's own."""
+    slots: Annotated[int, Between(1, 256)] = 16
+    """Texts that a language model writes at the same time."""
+    memory: Annotated[int, Between(2**20)] = 2**30
+    """Bytes of a language model's keys and values; where they do not do for its whole context, texts are shorter."""
     workers: Annotated[int, Between(0, 64)] = 0
     """Processes for each model beside the server's own; 0 predicts in the server. One that dies is replaced, and its work done by another."""
     models: dict[str, Any] | None = None
@@ -123,7 +127,7 @@ class Server:
         count = self.config.workers
         workers = Workers(model.folder, count, self.config.backend or "", self.trust_code) if count else None
         log = Path(self.config.log) if self.config.log else None
-        return Service(model, name, self.config.token, self.config.limit, log, workers)
+        return Service(model, name, self.config.token, self.config.limit, log, workers, self.config.slots, self.config.memory)
 
     def _endpoints(self, models: Mapping[str, Any]) -> dict[str, Endpoint]:
         from modelyard.verbs.serve.fleet import Arm, Endpoint

@@ -28,10 +28,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from modelyard import __version__
 from modelyard.errors import MachineError, ModelyardError, UsageError
 from modelyard.options import clean
+from modelyard.runtime.engine import MEMORY, SLOTS
 from modelyard.runtime.model import Model
 from modelyard.verbs.serve import inference, openapi, page
 from modelyard.verbs.serve.batching import Batcher
 from modelyard.verbs.serve.body import SIGNATURE, SIZE, Refused, Request, check_type, parse, unpack
+from modelyard.verbs.serve.chat import Writing, fault
 from modelyard.verbs.serve.telemetry import Telemetry, text
 from modelyard.verbs.serve.workers import Workers
 
@@ -52,9 +54,15 @@ POLICY = (
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
 
+Fault = Callable[[int, str, str | None], dict[str, Any]]
 Handler = Callable[[HttpRequest], Awaitable[Response]]
 Reply = Callable[[int, list[tuple[bytes, bytes]], bytes], None]
 """(status, headers, body)."""
+
+
+def plain(status: int, message: str, param: str | None = None) -> dict[str, Any]:
+    """An error as TensorFlow Serving writes it."""
+    return {"error": message}
 
 
 class Service:
@@ -62,9 +70,9 @@ class Service:
 
     def __init__(
         self, model: Model, name: str | None = None, token: str | None = None, limit: int = SIZE, log: Path | None = None,
-        workers: Workers | None = None,
-    ) -> None:
-        """`workers` are processes that predict instead of this one."""
+        workers: Workers | None = None, slots: int = SLOTS, memory: int = MEMORY,
+    ) -> None:  # fmt: skip
+        """`workers` are processes that predict instead of this one; `slots` and `memory` are a language model's."""
         self.model, self.limit, self.name = model, limit, name or model.name
         self.path = f"/v1/models/{quote(self.name, safe='')}:predict"
         stem = f"/v1/models/{self.name}"
@@ -74,7 +82,7 @@ class Service:
         self.telemetry = Telemetry(self.name, model.version)
         self.telemetries: Callable[[], list[Telemetry]] = lambda: [self.telemetry]
         self.listed: Callable[[], list[dict[str, Any]]] = lambda: [
-            {"id": self.name, "object": "model", "owned_by": "modelyard", "version": model.version}
+            {"id": self.name, "object": "model", "created": 0, "owned_by": "modelyard", "version": model.version}
         ]
         """What `/metrics` and `/v1/models` tell; a fleet tells of all its models."""
         self.running = 0
@@ -91,6 +99,7 @@ class Service:
             (b"x-content-type-options", b"nosniff"),
         ]  # fmt: skip
         self.lock = threading.Lock()
+        self.writing = Writing(self, slots, memory)
         self.ready = True
         try:
             self.log = log.open("a", encoding="utf-8") if log else None
@@ -99,6 +108,7 @@ class Service:
 
     def close(self) -> None:
         """Ends the threads and the log."""
+        self.writing.close()
         self.pool.shutdown(wait=True, cancel_futures=True)
         if self.workers is not None:
             self.workers.close()
@@ -129,6 +139,9 @@ class Service:
             self._route("/metrics", "metrics", self.metrics),
             self._route("/openapi.json", "openapi", self.description),
             self._route("/v1/models", "models", self.models),
+            self._route("/v1/chat/completions", "chat", self.writing.chat, "POST", fault=fault),
+            self._route("/v1/completions", "completions", self.writing.completions, "POST", fault=fault),
+            self._route("/v1/embeddings", "embeddings", self.writing.embeddings, "POST", fault=fault),
             self._route(f"/v1/models/{name}/versions/{{version:str}}:predict", "predict", self.elsewhere, "POST"),
             self._route(f"/v1/models/{name}/versions/{{version:str}}/metadata", "metadata", self.metadata),
             self._route(f"/v1/models/{name}/versions/{{version:str}}", "status", self.status),
@@ -145,7 +158,9 @@ class Service:
         ]
         return Starlette(routes=routes, exception_handlers={404: self._missing, 405: self._method})
 
-    def _route(self, path: str, label: str, handler: Handler, method: str = "GET", public: bool = False) -> Route:
+    def _route(
+        self, path: str, label: str, handler: Handler, method: str = "GET", public: bool = False, fault: Fault = plain
+    ) -> Route:  # fmt: skip
         allowed = ("GET", "HEAD") if method == "GET" else (method,)
 
         async def call(request: HttpRequest) -> Response:
@@ -161,7 +176,7 @@ class Service:
                 response = await handler(request)
             except Exception as error:
                 status, message, headers = self._fault(error, request.state.id)
-                response = JSONResponse({"error": message}, status, headers)
+                response = JSONResponse(fault(status, message, getattr(error, "param", None)), status, headers)
                 if status == 405:
                     response.headers["Allow"] = ", ".join(allowed)
             finally:
@@ -292,7 +307,8 @@ class Service:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _body(self, receive: Receive) -> bytes:
+    async def _body(self, receive: Receive, limit: int | None = None) -> bytes:
+        limit = self.limit if limit is None else min(limit, self.limit)
         pieces, size, more = [], 0, True
         while more:
             message = await receive()
@@ -300,8 +316,8 @@ class Service:
                 raise ClientDisconnect
             piece, more = message.get("body", b""), message.get("more_body", False)
             size += len(piece)
-            if size > self.limit:
-                raise Refused(413, f"the body is larger than {self.limit} bytes")
+            if size > limit:
+                raise Refused(413, f"the body is larger than {limit} bytes")
             pieces.append(piece)
         return b"".join(pieces)
 
@@ -329,6 +345,14 @@ class Service:
             raise Refused(400, "; ".join(f"row {i}: {e['column']} {e['reason']}" for i, e in bad[:5]) + more)
         body = {"outputs": self._columns(answers)} if asked.columnar else {"predictions": self._plain(answers)}
         return _dumps(body).encode("utf-8")
+
+    def note(self, route: str, texts: list[str], request_id: str) -> None:
+        """Writes what was said to the log."""
+        if self.log is not None:
+            line = _dumps({"time": time.time(), "request": request_id, "version": self.model.version, "route": route, "texts": texts}, ascii_only=True)
+            with self.lock:
+                self.log.write(line + "\n")
+                self.log.flush()
 
     def _plain(self, answers: list[dict[str, Any]]) -> list[Any]:
         """Bare values where the model has one output and nothing beside it, as in TensorFlow Serving."""
@@ -426,14 +450,14 @@ class Service:
 
     async def try_it(self, request: HttpRequest) -> Response:
         """The page; where a token is needed its data comes by `/page.json`, since examples are rows of real data."""
-        data = None if self.token else page.data(self.model, self.name)
+        data = None if self.token else page.data(self.model, self.name, self.writing.facts())
         response = Response(page.html(self.name, data), media_type="text/html; charset=utf-8")
         response.headers["Content-Security-Policy"] = POLICY
         return response
 
     async def page_data(self, request: HttpRequest) -> Response:
         """Signature and examples for the page."""
-        return JSONResponse(page.data(self.model, self.name))
+        return JSONResponse(page.data(self.model, self.name, self.writing.facts()))
 
     async def static(self, request: HttpRequest) -> Response:
         """The page's script and style."""

@@ -75,8 +75,8 @@ def check_type(content_type: str) -> None:
         raise Refused(415, f"charset {charset[1][:40]!r} is not read; send UTF-8")
 
 
-def parse(raw: bytes) -> Request:
-    """The request of a JSON body. Raises `Refused` with what came and what is allowed."""
+def read(raw: bytes, like: str) -> dict[str, Any]:
+    """The object of a JSON body. Raises `Refused` with what came and what is allowed; `like` shows what is expected."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -90,7 +90,13 @@ def parse(raw: bytes) -> Request:
     if HALF.search(text):
         _whole(body)
     if not isinstance(body, dict):
-        raise Refused(400, 'the body must be an object such as {"instances": [{…}]}')
+        raise Refused(400, f"the body must be an object such as {like}")
+    return body
+
+
+def parse(raw: bytes) -> Request:
+    """The request of a JSON body. Raises `Refused` with what came and what is allowed."""
+    body = read(raw, '{"instances": [{…}]}')
     known = {"instances", "inputs", "signature_name", "params", "seed", "strict"}
     if extra := sorted(set(body) - known):
         raise Refused(400, f"unknown key(s) {', '.join(map(str, extra))[:200]}; expected {', '.join(sorted(known))}")

@@ -85,6 +85,7 @@ class Fleet:
     def _join(self, service: Service) -> None:
         service.telemetries = lambda: [a.service.telemetry for a in self.all()]
         service.listed = lambda: [self._entry(e, a) for e in self.endpoints.values() for a in e.arms]
+        service.writing.find = lambda name, unit: self.endpoints[name].pick(unit or self._unit({})).service if name in self.endpoints else None
 
     def _begin(self, name: str) -> Callable[[Mapping[bytes, bytes], bytes, Reply], None]:
         def begin(given: Mapping[bytes, bytes], raw: bytes, reply: Reply) -> None:
@@ -124,7 +125,10 @@ class Fleet:
     @staticmethod
     def _entry(endpoint: Endpoint, arm: Arm) -> dict[str, Any]:
         version = arm.service.model.version
-        return {"id": endpoint.name, "object": "model", "owned_by": "modelyard", "version": version, "label": arm.label, "share": arm.share}
+        return {
+            "id": endpoint.name, "object": "model", "created": 0, "owned_by": "modelyard", "version": version, "label": arm.label,
+            "share": arm.share,
+        }  # fmt: skip
 
     def all(self) -> list[Arm]:
         """Every arm and shadow."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from modelyard import registry
 from modelyard.data.source import DataConfig, Source
 from modelyard.errors import GateFailed, ModelyardError, Problem, Unsupported
 from modelyard.runtime.answers import Graph
@@ -130,13 +131,17 @@ def fit(
     return _fit_named(own, _found_from(base or Path("."), model), job)
 
 
-def conclude(run: Run, folder: Path, bound: Bound, facts: dict[str, Any], judged_by: Any = None, *, lang: str = "en", cut: bool = False) -> Trained:
-    """Metrics (of valid and test), gates and the report of a saved model, written to `run`; `cut` where it was interrupted."""
+def conclude(
+    run: Run, folder: Path, bound: Bound, facts: dict[str, Any], judged_by: Any = None, *, lang: str = "en", cut: bool = False,
+    validated: dict[str, Any] | None = None,
+) -> Trained:  # fmt: skip
+    """Metrics (of valid and test; `validated` are those of folds), gates and the report of a saved model, written to `run`; `cut` where
+    it was interrupted."""
     stop = threading.Event()
     if cut:
         stop.set()
     job = _Job(Config(), run, run.name, False, "cpu", stop, None, lambda text: None)
-    return _judge(job, folder, bound, facts, judged_by, lang, {}, {})
+    return _judge(job, folder, bound, facts, judged_by, lang, {}, validated or {})
 
 
 def _found_from(base: Path, model: Any) -> Any:
@@ -225,16 +230,20 @@ def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints:
     learner.set_encodings(choice, pipeline)
     if bound.stream is not None and choice.estimator:
         raise Unsupported(f"{choice.estimator} learns from arrays in memory; with data.stream choose a net, e.g. model=mlp", "use")
-    pipeline.fit([bound.splits["train"]] if bound.stream is None else bound.stream)
+    frames, owner = _read_frames(bound)
+    pipeline.fit([frames["train"]] if bound.stream is None else bound.stream)
     arrays = {}
     if bound.stream is not None:
         inputs = bound.stream.encode(lambda frame: pipeline.encode(frame).arrays, "input")
         arrays["train"] = inputs, bound.stream.encode(lambda frame: pipeline.targets(frame, pipeline.encode(frame).contexts), "target")
     for split in ("train", "valid") if bound.stream is None else ("valid",):
-        if split in bound.splits and bound.splits[split].height:
-            encoded = pipeline.encode(bound.splits[split])
-            arrays[split] = encoded.arrays, pipeline.targets(bound.splits[split], encoded.contexts)
+        if split in frames and frames[split].height:
+            encoded = pipeline.encode(frames[split])
+            arrays[split] = encoded.arrays, pipeline.targets(frames[split], encoded.contexts)
     weights = _weights(bound)
+    if owner is not None:  # a document counts once, however many slices it has
+        share = 1 / np.bincount(owner)[owner].astype(np.float32)
+        weights = share if weights is None else weights[owner] * share
     began = time.monotonic()
     graphs: dict[str, Graph]
     beside: dict[str, str] = {}
@@ -267,6 +276,17 @@ def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints:
         }  # fmt: skip
     facts = {"training": training, "seed": config.seed}
     return save(target, job.name, bound, section, graphs, parameters, stored, facts, config, beside=beside), facts
+
+
+def _read_frames(bound: Bound) -> tuple[dict[str, pl.DataFrame], np.ndarray | None]:
+    """(training and validation rows as the model reads them, the example of each training row): examples themselves, or their slices."""
+    module = registry.load("data/frames", bound.frame["name"])
+    kept: dict[str, pl.DataFrame] = {s: bound.splits[s] for s in ("train", "valid") if s in bound.splits}
+    if not hasattr(module, "cut"):
+        return kept, None
+    config = module.Config(**bound.frame["config"])
+    found = {s: module.cut(frame, config) for s, frame in kept.items()}
+    return {s: frame for s, (frame, _) in found.items()}, found["train"][1]
 
 
 def _yaml(resolved: Mapping[str, Any]) -> str:
@@ -322,7 +342,8 @@ def _judge(
     run.update(
         state="interrupted" if job.stop.is_set() else "finished", finished=now(), version=model.version, parity=model.parity and model.parity.to_json(),
         training=facts["training"], model=_about(model, facts), data=_data(bound), facts={"version": model.version}, gate=gate,
-        **{k: facts[k] for k in ("leaderboard", "promises") if k in facts},
+        **({"leaderboard": facts["leaderboard"]} if "leaderboard" in facts else {}),
+        **({"promises": model.manifest["promises"]} if model.manifest.get("promises") else {}),
     )  # fmt: skip
     write_report(run.folder, evaluation.splits, lang=lang)
     return Trained(run.folder, folder, metrics, bound.notes, gate, job.stop.is_set(), evaluation.segments())

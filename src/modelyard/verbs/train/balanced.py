@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+import polars as pl
 
 from modelyard.data.balance import balance, plan
 from modelyard.errors import Unsupported
@@ -24,17 +25,17 @@ def balanced(bound: Bound, config: TrainConfig, say: Callable[[str], None]) -> B
     return dataclasses.replace(bound, splits=splits)
 
 
-def fold(bound: Bound, config: TrainConfig, learnt: np.ndarray) -> np.ndarray:
-    """Row numbers of a fold's training rows after balancing; rows are repeated or left out, never made."""
+def fold(bound: Bound, config: TrainConfig, learnt: np.ndarray) -> tuple[np.ndarray, pl.DataFrame]:
+    """(row number of each training row of a fold after balancing, the rows that were made, raw). The made rows are the last ones; their
+    numbers are those of the rows that they were made from, which lie in the fold's training rows like the neighbours they lean on."""
+    frame = bound.splits["train"]
     if config.balance is None:
-        return learnt
-    if config.balance == "smote":
-        reason = "a search encodes all rows once, and made rows would have to be encoded for every fold"
-        raise Unsupported(f"train.balance: smote with a search is not there, since {reason}; use over or under, or name one model", "not yet")
+        return learnt, frame.head(0)
     target, kinds = _target(bound)
-    frame = bound.splits["train"][learnt]
-    origin, *_ = plan(frame, target, kinds, config.balance, ratio=config.balance_ratio, neighbours=5, seed=config.seed)
-    return learnt[origin]
+    rows = frame[learnt]
+    origin, made, _ = plan(rows, target, kinds, config.balance, ratio=config.balance_ratio, neighbours=5, seed=config.seed)
+    whole = rows[origin[len(origin) - made.height :]].with_columns(made[c].cast(rows[c].dtype) for c in made.columns)
+    return learnt[origin], whole
 
 
 def _target(bound: Bound) -> tuple[str, dict[str, str]]:

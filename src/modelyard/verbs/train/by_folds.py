@@ -6,13 +6,14 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from modelyard import registry
-from modelyard.kinds._contract import Array, take
+from modelyard.kinds._contract import Array, concat, take
 from modelyard.runtime.answers import Graph
 from modelyard.runtime.pipeline import Pipeline, dense
 from modelyard.store import checkpoint
@@ -38,6 +39,33 @@ def _arrays(found: Search, choice: learner.Choice) -> tuple[Pipeline, dict[str, 
     return found.encoded[key]
 
 
+@dataclass
+class Lesson:
+    """What one model learns from."""
+
+    inputs: dict[str, Array]
+    targets: dict[str, Array]
+    index: np.ndarray
+    """(B,) number of each row, or of the row that it was made from: where its weight stands."""
+
+
+def lesson(found: Search, pipeline: Pipeline, inputs: Mapping[str, Array], targets: Mapping[str, Array], learnt: np.ndarray) -> Lesson:
+    """The rows `learnt`, balanced where `train.balance` asks for it; made rows are encoded as all others are."""
+    key = learnt.tobytes()
+    if key not in found.lots:
+        found.lots[key] = balanced.fold(found.rows.bound, found.job.config, learnt)
+    index, made = found.lots[key]
+    if not made.height:
+        return Lesson(_some(inputs, index), _some(targets, index), index)
+    stored, encoded = index[: len(index) - made.height], pipeline.encode(made)
+    own = pipeline.targets(made, encoded.contexts)
+    return Lesson(_joined(_some(inputs, stored), encoded.arrays), _joined(_some(targets, stored), own), index)
+
+
+def _joined(first: Mapping[str, Array], second: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: concat([array, second[name]]) for name, array in first.items()}
+
+
 def fit_estimator(found: Search, candidate: Candidate, choice: learner.Choice, limit: float, alone: bool) -> None:
     """Fits an estimator for every fold; its fold models are joined, or it is fitted once more on all rows."""
     module = registry.load("estimators", str(choice.estimator))
@@ -47,27 +75,25 @@ def fit_estimator(found: Search, candidate: Candidate, choice: learner.Choice, l
     states: list[Any] = []
     more, heavy = monotone.options(choice, pipeline), row_weights(found.job.config, pipeline, targets, rows.weights)
 
-    def fit(index: np.ndarray, held: np.ndarray | None, seconds: float) -> Any:
-        weights = None if heavy is None else heavy[index]
+    def fit(learnt: Lesson, held: np.ndarray | None, seconds: float) -> Any:
+        weights = None if heavy is None else heavy[learnt.index]
         valid = None if held is None else (_some(inputs, held), _some(targets, held))
         return module.fit(
-            _some(inputs, index), _some(targets, index), heads, choice.config, weights=weights, valid=valid, seed=seed, budget_s=seconds,
-            **more,
+            learnt.inputs, learnt.targets, heads, choice.config, weights=weights, valid=valid, seed=seed, budget_s=seconds, **more,
         )  # fmt: skip
 
-    def one(index: np.ndarray, held: np.ndarray, seconds: float) -> Callable[[dict[str, Array]], dict[str, np.ndarray]]:
-        states.append(fit(index, held, seconds))
+    def one(learnt: Lesson, held: np.ndarray, seconds: float) -> Callable[[dict[str, Array]], dict[str, np.ndarray]]:
+        states.append(fit(learnt, held, seconds))
         return lambda some: module.apply(some, states[-1])
 
-    if not _by_folds(found, candidate, inputs, one, limit, alone):
+    if not _by_folds(found, candidate, inputs, targets, one, limit, alone):
         return
     if len(states) == 1:
         state = states[0]
     elif hasattr(module, "join"):
         state = module.join(states)
     else:
-        every = balanced.fold(rows.bound, found.job.config, np.arange(len(rows.held)))
-        state = fit(every, None, max(1.0, found.left))
+        state = fit(lesson(found, pipeline, inputs, targets, np.arange(len(rows.held))), None, max(1.0, found.left))
     arrays: dict[str, np.ndarray] = {}
     section = {"backend": "numpy", "estimator": choice.estimator, "state": pack(state, "model", arrays)}
     candidate.members = [Member(section, {"main": lambda some: module.apply(some, state)}, arrays=arrays)]
@@ -83,27 +109,29 @@ def fit_net(found: Search, candidate: Candidate, choice: learner.Choice, limit: 
     rows, job = found.rows, found.job
     members: list[Member] = []
 
-    def one(index: np.ndarray, held: np.ndarray, seconds: float) -> Graph:
-        spec, families = nets.describe(choice, pipeline, len(index))
-        weights = None if rows.weights is None else rows.weights[index]
+    def one(learnt: Lesson, held: np.ndarray, seconds: float) -> Graph:
+        spec, families = nets.describe(choice, pipeline, len(learnt.index))
+        weights = None if rows.weights is None else rows.weights[learnt.index]
         config = dataclasses.replace(job.config, budget=max(1.0, seconds), smoke=False)
         section, network, parameters, *_ = nets.fit(
-            spec, families, pipeline, rows.bound.tasks, (_some(inputs, index), _some(targets, index)),
+            spec, families, pipeline, rows.bound.tasks, (learnt.inputs, learnt.targets),
             (_some(inputs, held), _some(targets, held)), config, weights=weights, folder=None, resume=False,
             events=lambda event: None, stop=job.stop, progress=None, device=job.device,
         )  # fmt: skip
         members.append(Member(section, torch_graphs(network), parameters))
         return members[-1].graphs["main"]
 
-    if _by_folds(found, candidate, inputs, one, limit, alone):
+    if _by_folds(found, candidate, inputs, targets, one, limit, alone):
         candidate.members = members
 
 
-Fitter = Callable[[np.ndarray, np.ndarray, float], Callable[[dict[str, Any]], dict[str, np.ndarray]]]
-"""(rows to learn from, rows held out, seconds) -> graph."""
+Fitter = Callable[[Lesson, np.ndarray, float], Callable[[dict[str, Any]], dict[str, np.ndarray]]]
+"""(what to learn from, rows held out, seconds) -> graph."""
 
 
-def _by_folds(found: Search, candidate: Candidate, inputs: Mapping[str, Array], fit: Fitter, limit: float, alone: bool) -> bool:
+def _by_folds(
+    found: Search, candidate: Candidate, inputs: Mapping[str, Array], targets: Mapping[str, Array], fit: Fitter, limit: float, alone: bool
+) -> bool:
     """Fits every fold and collects its answers; False, with the reason, where the time would not do for all of them."""
     began, made = time.monotonic(), found.rows.folds
     asked, rows = 0.0, 0
@@ -115,7 +143,9 @@ def _by_folds(found: Search, candidate: Candidate, inputs: Mapping[str, Array], 
         if done and not alone and found.job.stop.is_set():
             candidate.reason = "interrupted"
             return False
-        graph = fit(balanced.fold(found.rows.bound, found.job.config, index), held, max(0.1, (limit - spent) / (len(made) - done)))
+        assert candidate.pipeline is not None
+        learnt = lesson(found, candidate.pipeline, inputs, targets, index)
+        graph = fit(learnt, held, max(0.1, (limit - spent) / (len(made) - done)))
         begin = time.monotonic()
         for key, value in answer(graph, inputs, held).items():
             whole = candidate.outputs.setdefault(key, np.full((len(found.rows.held), value.shape[1]), np.nan, np.float32))

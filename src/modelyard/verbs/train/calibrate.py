@@ -17,6 +17,8 @@ import polars as pl
 
 from modelyard import metrics as scoring
 from modelyard.errors import Problem, Unsupported
+from modelyard.metrics._interval import wilson
+from modelyard.metrics._pictures import calibration as reliability
 from modelyard.runtime import post
 from modelyard.runtime.model import Model
 from modelyard.runtime.pipeline import Column, Pipeline
@@ -170,6 +172,10 @@ def _output(held: Evidence, test: Evidence | None, config: TrainConfig) -> tuple
         told["calibration"]["calibration_error"] = {
             split: {"before": error(e), "after": error(e.after(steps))} for split, e in (("valid", held), ("test", test)) if e is not None
         }
+        shown, split = (held, "valid") if test is None else (test, "test")
+        told["calibration"]["reliability"] = {
+            "split": split, "error": told["calibration"]["calibration_error"][split], "before": diagram(shown), "after": diagram(shown.after(steps)),
+        }  # fmt: skip
     if config.coverage is not None:
         step = conform(second.after(steps), config)
         told["coverage"] = {"promised": config.coverage, "rows": len(second), "step": step["step"], "method": step.get("method", config.intervals)}
@@ -205,9 +211,20 @@ def log_loss(held: Evidence) -> float:
     return float((np.logaddexp(0, z) - held.truth * z).mean())
 
 
+def _probabilities(held: Evidence) -> np.ndarray:
+    return np.exp(post.log_scores(held.outputs, True)) if held.exclusive else 1.0 / (1.0 + np.exp(-held.outputs.astype(np.float64)))
+
+
+def diagram(held: Evidence) -> dict[str, Any]:
+    """The reliability diagram (`metrics/_pictures.py`), rounded for the manifest."""
+    found = reliability(held.truth, _probabilities(held))
+    bins = [{k: round(v, 5) if isinstance(v, float) else v for k, v in b.items()} for b in found["bins"]]
+    return {**found, "bins": bins}
+
+
 def error(held: Evidence) -> float:
     """Expected calibration error (`metrics/calibration_error.py`)."""
-    p = np.exp(post.log_scores(held.outputs, True)) if held.exclusive else 1.0 / (1.0 + np.exp(-held.outputs.astype(np.float64)))
+    p = _probabilities(held)
     found = scoring.evaluate_output(held.column.kind, held.truth, scoring.Predicted(scores=p), ["calibration_error"], intervals=False)
     return float(found["calibration_error"]["value"])
 
@@ -382,12 +399,18 @@ def _spread(tuning: Evidence, config: TrainConfig) -> dict[str, Any]:
 
 
 def kept(test: Evidence, step: Mapping[str, Any]) -> dict[str, float]:
-    """Share of rows whose truth lies inside, and the mean size of a set or width of an interval (in the unit of the data)."""
+    """Share of rows whose truth lies inside with its interval, and the mean size of a set or width of an interval (in the unit of the data)."""
     out = post.apply({test.key: test.outputs}, [step])
     name = test.column.name
     if step["step"] == "sets":
         inside = out[f"{name}.set"]
-        return {"coverage": float(inside[np.arange(len(test)), test.truth].mean()), "size": float(inside.sum(1).mean())}
+        return {**_measured(inside[np.arange(len(test)), test.truth]), "size": float(inside.sum(1).mean())}
     low, high, truth = out[f"{name}.low"][:, 0], out[f"{name}.high"][:, 0], test.truth.reshape(-1)
     scale = float(getattr(test.column.state, "scale", 1.0))
-    return {"coverage": float(((low <= truth) & (truth <= high)).mean()), "width": float((high - low).mean()) * scale}
+    return {**_measured((low <= truth) & (truth <= high)), "width": float((high - low).mean()) * scale}
+
+
+def _measured(inside_N: np.ndarray) -> dict[str, float]:
+    """Share of rows with Wilson's 95 % interval."""
+    low, high = wilson(float(inside_N.sum()), len(inside_N))
+    return {"coverage": float(inside_N.mean()), "low": low, "high": high, "rows": len(inside_N)}

@@ -82,6 +82,8 @@ class Search:
     began: float
     encoded: dict[str, tuple[Pipeline, dict[str, Array], dict[str, Array]]] = field(default_factory=dict)
     """By names of the encodings: fitted pipeline, inputs, targets."""
+    lots: dict[bytes, tuple[np.ndarray, pl.DataFrame]] = field(default_factory=dict)
+    """By the rows of a fold: these rows balanced, see `balanced.fold`."""
 
     @property
     def left(self) -> float:

@@ -59,6 +59,17 @@ class TrainConfig:
     """`standard`, `none`, or a map of image operations (crop, flip, rotate, cutout …)."""
     mixup: Annotated[float, Between(0, 10)] | None = None
     """alpha of Beta(alpha, alpha) for mix-up of images; 0 is off."""
+    freeze: int | str | list[str] | None = None
+    """What does not learn: encoders (feature extraction: only fusion and heads do), a number (so many of the lowest layers), or names of
+    modules such as encoders.text.embeddings. For nets."""
+    unfreeze: Annotated[int, Between(1)] | None = None
+    """Gradual unfreezing: the heads learn first, and every so many epochs one layer more from the top. For nets."""
+    layer_decay: Annotated[float, Between(0.01, 1)] | None = None
+    """Each layer learns at this share of the rate of the one above it (0.38 is Howard & Ruder's 1/2.6); 1 is the same rate for all. For nets."""
+    temperature: Annotated[float, Between(0.001, 10)] | None = None
+    """Of contrastive losses: similarities are divided by it; without it 0.05."""
+    mask: Annotated[float, Between(0.01, 0.9)] = 0.15
+    """Share of the tokens that fill-mask chooses in every epoch: 80 % of them are hidden, 10 % replaced, 10 % stay."""
     balance: Literal["over", "under", "smote"] | None = None
     """Rows of rare labels repeated or made up (SMOTE), or of frequent ones left out: of the training rows alone, after the split and in
     every fold. Scores then lean to the rare labels; class_weights does so without made rows."""

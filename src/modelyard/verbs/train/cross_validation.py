@@ -11,12 +11,14 @@ import copy
 import dataclasses
 import math
 import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from modelyard.data.folds import folds
+from modelyard.data.folds import Fold, folds
 from modelyard.data.split import SplitConfig, split
 from modelyard.errors import Unsupported
 from modelyard.store.run import Run
@@ -24,52 +26,96 @@ from modelyard.tasks._binding import Bound
 
 if TYPE_CHECKING:
     from modelyard.verbs.train import _Job
+    from modelyard.verbs.train.config import TrainConfig
+
+Score = Callable[[Bound, int, int], Mapping[str, Any]]
+"""(rows of one fold: train, valid and, held out, test; repeat, fold) -> metrics of what was held out."""
 
 
 def cross_validate(bound: Bound, model: Any, job: _Job, config: SplitConfig, judged_by: Any) -> dict[str, Any]:
+    """`{"folds": …}` of the training that `model` and `job` describe; a model that searches by itself (`train.preset`) does so in each
+    fold anew, on the fold's own rows: nested cross-validation (Varma & Simon 2006)."""
+
+    def score(own: Bound, repeat: int, number: int) -> Mapping[str, Any]:
+        of = f", repeat {repeat + 1} of {job.config.repeats}" if job.config.repeats > 1 else ""
+        job.say(f"fold {number + 1} of {job.config.folds}{of}")
+        found = _fold(own, model, job, config, judged_by)
+        job.run.event({"event": "fold", "repeat": repeat, "fold": number, "scores": found})
+        return found
+
+    return over_folds(bound, config, job.config, score)
+
+
+def over_folds(bound: Bound, config: SplitConfig, train: TrainConfig, score: Score) -> dict[str, Any]:
     """`{"folds": {metric: {value, low, high, spread, scores}}}`: mean, interval and standard deviation over all folds and repeats.
 
     A test table that came as a file of its own is left alone; all other rows take part.
     """
-    if bound.stream is not None or bound.environment is not None:
-        raise Unsupported("train.folds needs the rows in memory; take out data.stream (or data.env), or take out train.folds", "use")
-    bound.source.refuse_folds("train.folds")
-    given = {name for name in ("valid", "test") if name in bound.source.tables}
-    whole = pl.concat([bound.splits[s] for s in ("train", "valid", "test") if s in bound.splits and s not in given])
-    targets = [c.name for c in bound.pipeline.outputs if bound.tasks[c.name].supervised]
-    k, scores, shares = int(job.config.folds or 0), [], []
-    for repeat in range(job.config.repeats):
-        for number, (learnt, held) in enumerate(folds(whole, config, targets, k, seed=job.config.seed + repeat)):
-            job.say(f"fold {number + 1} of {k}" + (f", repeat {repeat + 1} of {job.config.repeats}" if job.config.repeats > 1 else ""))
-            scores.append(_fold(bound, whole[learnt], whole[held], model, job, config, judged_by, targets))
-            job.run.event({"event": "fold", "repeat": repeat, "fold": number, "scores": scores[-1]})
+    _require(bound)
+    scores, shares = [], []
+    for repeat in range(train.repeats):
+        for number, (learnt, held) in enumerate(_made(bound, config, train, repeat)):
+            scores.append(dict(score(cut(bound, config, train, repeat, number), repeat, number)))
             shares.append(len(held) / len(learnt))
     return {"folds": summary(scores, float(np.mean(shares)))}
 
 
-def _fold(
-    bound: Bound, learnt: pl.DataFrame, held: pl.DataFrame, model: Any, job: _Job, config: SplitConfig, judged_by: Any, targets: list[str]
-) -> dict[str, Any]:
-    """Metrics of one fold; its model is thrown away."""
-    from modelyard.runtime.model import Model
-    from modelyard.verbs.evaluate import Config, judge
-    from modelyard.verbs.train import _fit
-
-    cut = split(learnt, dataclasses.replace(config, test=0.0), targets, given=("test",), seed=job.config.seed)
-    splits = {name: learnt[index] for name, index in cut.items()} | {"test": held}
+def cut(bound: Bound, config: SplitConfig, train: TrainConfig, repeat: int, number: int) -> Bound:
+    """The rows of one fold: `test` is held out, `train` and `valid` are cut from the others. A function of the data and the settings,
+    so that another process makes the same."""
+    _require(bound)
+    whole, targets = _whole(bound), _targets(bound)
+    learnt, held = _made(bound, config, train, repeat)[number]
+    rest = whole[learnt]
+    parts = split(rest, dataclasses.replace(config, test=0.0), targets, given=("test",), seed=train.seed)
+    splits = {name: rest[index] for name, index in parts.items()} | {"test": whole[held]}
     if "valid" in bound.source.tables:
         splits["valid"] = bound.splits["valid"]
-    own = dataclasses.replace(bound, pipeline=copy.deepcopy(bound.pipeline), splits=splits)
+    return dataclasses.replace(bound, pipeline=copy.deepcopy(bound.pipeline), splits=splits)
+
+
+def _require(bound: Bound) -> None:
+    if bound.stream is not None or bound.environment is not None:
+        raise Unsupported("train.folds needs the rows in memory; take out data.stream (or data.env), or take out train.folds", "use")
+    bound.source.refuse_folds("train.folds")
+
+
+def _whole(bound: Bound) -> pl.DataFrame:
+    """All rows that folds are cut from."""
+    given = {name for name in ("valid", "test") if name in bound.source.tables}
+    return pl.concat([bound.splits[s] for s in ("train", "valid", "test") if s in bound.splits and s not in given])
+
+
+def _targets(bound: Bound) -> list[str]:
+    return [c.name for c in bound.pipeline.outputs if bound.tasks[c.name].supervised]
+
+
+def _made(bound: Bound, config: SplitConfig, train: TrainConfig, repeat: int) -> list[Fold]:
+    return folds(_whole(bound), config, _targets(bound), int(train.folds or 0), seed=train.seed + repeat)
+
+
+def _fold(own: Bound, model: Any, job: _Job, config: SplitConfig, judged_by: Any) -> dict[str, Any]:
+    """Metrics of one fold; its model is thrown away."""
+    from modelyard.verbs.train import _fit
+
     folder = job.run.folder / "fold"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     run = Run(folder)
     run.write("run.json", {"state": "training"})
     saved, _, own, _ = _fit(own, model, dataclasses.replace(job, run=run, resume=False, say=lambda text: None), config)
-    judged = judged_by or Config()
-    found = judge(Model.load(saved, trust_code=True), own, ["test"], judged.metrics, positive=judged.positive).metrics()["test"]
+    found = judged(saved, own, judged_by)
     shutil.rmtree(folder)
     return found
+
+
+def judged(saved: Path, own: Bound, judged_by: Any) -> dict[str, Any]:
+    """Metrics of the held-out rows by the saved model, loaded back."""
+    from modelyard.runtime.model import Model
+    from modelyard.verbs.evaluate import Config, judge
+
+    by = judged_by or Config()
+    return judge(Model.load(saved, trust_code=True), own, ["test"], by.metrics, positive=by.positive).metrics()["test"]
 
 
 def summary(scores: list[dict[str, Any]], share: float) -> dict[str, Any]:

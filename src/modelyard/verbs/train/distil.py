@@ -1,8 +1,9 @@
 """Teaches one small model the answers of a search's whole (`train.distil`).
 
 Labels are learnt from probabilities: every row stands once for each label that the teacher gives more than `LEAST`, weighted by that
-probability, so that the loss of the copies is the cross-entropy against the teacher's answer, for estimators and nets alike. Numbers are
-learnt as the mean of the teacher's value and the row's own, which keeps what the teacher has smoothed away.
+probability, so that the loss of the copies is the cross-entropy against the teacher's answer, for estimators and nets alike. Of a label set
+the copies are sets of labels, see `nested_sets`. Numbers are learnt as the mean of the teacher's value and the row's own, which keeps what
+the teacher has smoothed away.
 """
 
 from __future__ import annotations
@@ -82,10 +83,28 @@ def soft(
         index, label = np.nonzero(p)
         return index, (p[index, label] * base[index]).astype(np.float32), {f"{head.output}.index": label.astype(np.int64)}
     if head.kind == "label-set":
-        raise Unsupported("train.distil learns labels or numbers, not label sets", "not yet")
+        own = np.asarray(targets[f"{head.output}.multi_hot"], np.float64)
+        p = ensemble.answers(head, outputs[head.key])
+        index, share, sets = nested_sets(np.where(np.isnan(p[:, :1]), own, p))
+        return index, (share * base[index]).astype(np.float32), {f"{head.output}.multi_hot": sets}
     found = {}
     for head in heads:
         own = np.asarray(targets[f"{head.output}.value"], np.float64).reshape(-1)
         teacher = outputs[head.key][:, 0].astype(np.float64)
         found[f"{head.output}.value"] = np.where(np.isnan(teacher), own, (teacher + own) / 2).astype(np.float32)
     return np.arange(rows), base.astype(np.float32), found
+
+
+def nested_sets(p_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(row of each copy, its share of the row, its labels (S, K) as 0 and 1) whose shares add up to each label's probability.
+
+    The sets of a row are {k: p_k > u} for u in [0, 1): at most one more than there are labels in doubt, and the cross-entropy of the
+    copies, label by label, is that against the probabilities. Labels surer than `LEAST` either way are taken as known.
+    """
+    p_NK = np.where(p_NK < LEAST, 0.0, np.where(p_NK > 1 - LEAST, 1.0, p_NK))
+    rows = len(p_NK)
+    edges = np.concatenate([np.zeros((rows, 1)), np.sort(p_NK, 1), np.ones((rows, 1))], 1)
+    share = np.diff(edges, axis=1)
+    index, step = np.nonzero(share)
+    sets = p_NK[index] >= edges[index, step + 1][:, None]
+    return index, share[index, step], sets.astype(np.float32)

@@ -21,11 +21,12 @@ from modelyard.errors import ConfigError, Problem, Unsupported
 from modelyard.kinds._contract import Array
 from modelyard.nets import _network
 from modelyard.runtime.pipeline import Pipeline
+from modelyard.store import hub
 from modelyard.tasks._contract import Task
-from modelyard.verbs.train import monotone, texts
+from modelyard.verbs.train import freeze, monotone, texts
 from modelyard.verbs.train.config import TrainConfig, resolve
 from modelyard.verbs.train.learner import Choice, answerable
-from modelyard.verbs.train.loop import Augment, Fit, Result, Term
+from modelyard.verbs.train.loop import Augment, Fit, Result, Rewrite, Term
 from modelyard.verbs.train.weights import class_weights
 
 UNBOUNDED = 100_000
@@ -110,14 +111,23 @@ def fit(
     if notes:
         events({"event": "texts", "notes": notes})
     hook = augmentation(config, pipeline)
+    rewrite = rewriting(tasks, pipeline, config)
+    before = freeze.prepare(network, config)
     if config.smoke and not resume:
-        _smoke(network, terms, batches, checks, config, hook, device)
-    job = Fit(network, terms, batches, checks, config, augment=hook, device=device)
+        _smoke(network, terms, batches, checks, config, hook, device, rewrite)
+    job = Fit(network, terms, batches, checks, config, augment=hook, device=device, rewrite=rewrite, before=before)
     result = job.run(folder, events, stop, resume=resume, progress=progress)
     network.to("cpu").eval()
     stored = network.stored() if hasattr(network, "stored") else network.state_dict()  # type: ignore[operator]
     state = {k: v.detach().cpu().contiguous().numpy() for k, v in stored.items()}
-    return {"backend": "torch", "net": _network.stored(spec)}, network, state, result, config, origins
+    return section(spec, network), network, state, result, config, origins
+
+
+def section(spec: Mapping[str, Any], network: torch.nn.Module) -> dict[str, Any]:
+    """The manifest's section of a network, and the bases it began from."""
+    found: dict[str, Any] = {"backend": "torch", "net": _network.without_bases(spec)}
+    bases = {name: hub.told(Path(entry["config"]["base"])) for name, entry in spec.get("nets", {}).items() if entry["config"].get("base")}
+    return {**found, "bases": bases} if bases else found
 
 
 def _batches(
@@ -167,11 +177,43 @@ def term(pipeline: Pipeline, task: Task, output: str, key: str, config: TrainCon
     weights_K = class_weights(config, column, targets.get(f"{output}.{chosen.target}"))
     weights = None if weights_K is None else torch.tensor(weights_K, dtype=torch.float32)
     module, weight = registry.load("losses", name), (config.output_weights or {}).get(output, 1.0)
+    if getattr(module, "couples", None) == "batch":
+        if config.accumulate > 1:
+            reason = f"the loss {name} compares the examples of a batch with each other, and train.accumulate would cut it into parts"
+            raise Unsupported(f"{reason}; leave it out", "never")
+        options |= {} if config.temperature is None else {"temperature": config.temperature}
     return Term(key, f"{output}.{chosen.target}", module.loss, options, weight, weights, getattr(module, "total", None))
 
 
+def rewriting(tasks: Mapping[str, Task], pipeline: Pipeline, config: TrainConfig) -> Rewrite | None:
+    """What changes batches before a step, where a task asks for it."""
+    asked = [(output, task.rewrites) for output, task in tasks.items() if task.rewrites]
+    if not asked:
+        return None
+    if len(tasks) > 1:
+        raise Unsupported(f"{', '.join(o for o, _ in asked)} changes what the other outputs read; train it alone", "never")
+    output, name = asked[0]
+    return registry.load("verbs/train", name).make(config, pipeline, output)  # type: ignore[no-any-return]
+
+
 def augmentation(config: TrainConfig, pipeline: Pipeline) -> Augment | None:
-    """What training images go through; None where nothing is switched on or no input is an image."""
+    """What training inputs go through: images are changed, padded texts moved; None where nothing is switched on."""
+    from modelyard.verbs.train import shift
+
+    moved = shift.make(pipeline)
+    images = _images(config, pipeline)
+    if moved is None or images is None:
+        return images or moved
+
+    def both(inputs: dict[str, torch.Tensor], index: np.ndarray, epoch: int) -> tuple[dict[str, torch.Tensor], Any]:
+        inputs, mix = images(inputs, index, epoch)
+        return moved(inputs, index, epoch)[0], mix
+
+    return both
+
+
+def _images(config: TrainConfig, pipeline: Pipeline) -> Augment | None:
+    """What training images go through."""
     images = [c for c in pipeline.inputs if c.kind == "image"]
     if not images or (config.augment in (None, "none") and not config.mixup):
         return None
@@ -192,12 +234,14 @@ def _smoke(
     config: TrainConfig,
     hook: Augment | None,
     device: str,
+    rewrite: Rewrite | None,
 ) -> None:
     """Two steps, a validation and a save on a copy: what would fail after the first epoch fails now."""
     state = torch.random.get_rng_state()
     small = train.head(2 * train.batch)
     job = Fit(
-        copy.deepcopy(network), terms, small, None, replace(config, epochs=1, budget=None, compile=False), augment=hook, device=device
-    )
+        copy.deepcopy(network), terms, small, None, replace(config, epochs=1, budget=None, compile=False), augment=hook, device=device,
+        rewrite=rewrite,
+    )  # fmt: skip
     job.run(None, lambda event: None, threading.Event())
     torch.random.set_rng_state(state)

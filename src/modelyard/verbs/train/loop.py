@@ -33,6 +33,8 @@ from modelyard.verbs.train.optimisers import factor, make
 Loss = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 Augment = Callable[[dict[str, torch.Tensor], np.ndarray, int], tuple[dict[str, torch.Tensor], Any]]
 """(inputs, example ids, epoch) -> (inputs, mix): `mix` has `partner_B` and `weight_B`, or is None."""
+Rewrite = Callable[[Batch, int | None], Batch]
+"""(batch, epoch) -> the batch with other inputs and targets; epoch None in a validation, which is the same each time."""
 
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 3
 """`schedule: plateau`: the rate is cut to 0.3 after three epochs without a better validation loss."""
@@ -60,7 +62,8 @@ class Sums:
     """Σ w·value and Σ w·units of each term."""
 
     values: list[torch.Tensor]
-    units: list[torch.Tensor]
+    units: list[torch.Tensor | float]
+    """Numbers where every example counts once: nothing to compute, move or wait for."""
 
 
 @dataclass
@@ -78,11 +81,12 @@ class Result:
 
 def objective(terms: Sequence[Term], outputs: Mapping[str, torch.Tensor], batch: Batch, mix: Any = None) -> Sums:
     """Weighted sums over the batch. Positions beyond `<output>.length` of an aligned target do not count."""
-    values, units = [], []
+    values: list[torch.Tensor] = []
+    units: list[torch.Tensor | float] = []
     for term in terms:
         if term.total is not None and mix is None and _plain(term, outputs, batch):
             values.append(term.total(outputs[term.head].float(), batch.targets[term.target], **term.options))
-            units.append(torch.tensor(float(len(batch)), device=values[-1].device))
+            units.append(float(len(batch)))
             continue
         value_B, weight_B = _weighted(term, outputs, batch, mix)
         values.append(value_B.sum())
@@ -146,10 +150,12 @@ class Fit:
     def __init__(
         self, network: nn.Module, terms: Sequence[Term], train: Batches | Blocks, valid: Batches | Blocks | None, config: TrainConfig, *,
         augment: Augment | None = None, device: str = "cpu", judge: Callable[[nn.Module], float] | None = None,
+        rewrite: Rewrite | None = None, before: Callable[[int], None] | None = None,
     ) -> None:
-        """`judge` gives what early stopping and the plateau watch instead of the validation loss; lower is better."""
+        """`judge` gives what early stopping and the plateau watch instead of the validation loss; lower is better. `before` is called
+        with each epoch before its steps (what is frozen changes there)."""
         self.network, self.terms, self.train, self.valid, self.config = network.to(device), list(terms), train, valid, config
-        self.augment, self.device, self.judge = augment, device, judge
+        self.augment, self.device, self.judge, self.rewrite, self.before = augment, device, judge, rewrite, before
         self.optimiser = make(network, config)
         self.guard = Guard(network)
         self.matrices = [p for p in self.guard.parameters if p.ndim > 1]
@@ -162,6 +168,8 @@ class Fit:
         self.stopped = ""
         self.decisions: list[list[int]] = []
         """`[step, steps]`: at `step` it was decided from the clock to make `steps` in all."""
+        self.shares: dict[float, torch.Tensor] = {}
+        """weight / units on the device, of the batch sizes that came."""
         self.running = [0.0] * (2 * len(self.terms))
         """Σ w·value of each term in the epoch so far, then Σ w·units."""
         # bf16 pays only where it is computed natively: AVX2 CPUs emulate it
@@ -178,17 +186,17 @@ class Fit:
         self._seed()
         rate = float(self.config.lr or 0) * factor(self.config, self.step, self.steps) * self.plateau
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)
         self.guard.remember()
+        batch = batch if self.rewrite is None else self.rewrite(batch, epoch)
         totals = self._backward(batch, epoch)
         norm, found = self.guard.facts([*totals.values, *totals.units])
         if not (math.isfinite(norm) and all(map(math.isfinite, found))):
-            self.optimiser.zero_grad(set_to_none=True)
             raise self.guard.stop(self._there(batch), self.step, norm, found[: len(self.terms)], self._values)
         if self.config.clip and norm > self.config.clip:
             torch._foreach_mul_([p.grad for p in self.guard.parameters if p.grad is not None], self.config.clip / norm)
         self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.guard.forget()
         self.step += 1
         if self.averaged is not None:
             self._average()
@@ -212,21 +220,30 @@ class Fit:
             ends = [round(i * len(batch) / self.config.accumulate) for i in range(self.config.accumulate + 1)]
             parts = [cut(batch, low, high) for low, high in pairwise(ends) if high > low]
         units = self._units(parts) if len(parts) > 1 else None
-        total: list[torch.Tensor] = []
+        total: list[Any] = []
         for i, part in enumerate(parts):
             sums = self._sums(part, epoch)
-            with torch.no_grad():  # the divisor goes into the backward pass as its seed: no nodes of the graph for it
-                seeds = [t.weight / u.clamp_min(1e-12) for t, u in zip(self.terms, units or sums.units, strict=True)]
+            # the divisor goes into the backward pass as its seed: no nodes of the graph for it
+            seeds = [self._share(t.weight, u) for t, u in zip(self.terms, units or sums.units, strict=True)]
             heads = list(sums.values)
             if self.config.l1 and i == 0:
                 heads.append(self.config.l1 * torch.stack([p.abs().sum() for p in self.matrices]).sum())
                 seeds.append(torch.ones_like(heads[-1]))
             torch.autograd.backward(heads, seeds)
-            mine = [x.detach() for x in (*sums.values, *sums.units)]
+            mine = [x.detach() if isinstance(x, torch.Tensor) else x for x in (*sums.values, *sums.units)]
             total = [a + b for a, b in zip(total, mine, strict=True)] if total else mine
         return Sums(total[: len(self.terms)], total[len(self.terms) :])
 
-    def _units(self, parts: Sequence[Batch]) -> list[torch.Tensor]:
+    def _share(self, weight: float, units: torch.Tensor | float) -> torch.Tensor:
+        """weight / units, without a gradient; that of a number is made once (a new tensor a step is 2 % of a small net's)."""
+        if isinstance(units, torch.Tensor):
+            return weight / units.detach().clamp_min(1e-12)
+        share = weight / max(units, 1e-12)
+        if share not in self.shares:
+            self.shares[share] = torch.tensor(share, dtype=torch.float32, device=self.device)
+        return self.shares[share]
+
+    def _units(self, parts: Sequence[Batch]) -> list[torch.Tensor | float]:
         """Σ w·units of the batch, without a gradient, a random number or a change of running means."""
         self.network.eval()
         with torch.no_grad():
@@ -297,6 +314,8 @@ class Fit:
         self.network.train()
         while not self.stopped and self.step < self.steps and not stop.is_set():
             epoch, at = divmod(self.step, self.train.steps)
+            if self.before is not None:
+                self.before(epoch)
             for batch in self.train.epoch(epoch, at):
                 self.running = [a + b for a, b in zip(self.running, self.update(batch, epoch), strict=True)]
                 ended = self.step % self.train.steps == 0 or self.step >= self.steps
@@ -326,7 +345,7 @@ class Fit:
         self.running = [0.0] * (2 * count)
         self.guard.weights(self.step)
         entry: dict[str, Any] = {
-            "event": "epoch", "epoch": epoch + 1, "step": self.step, "steps": self.steps, "loss": loss, "lr": self.optimiser.param_groups[0]["lr"],
+            "event": "epoch", "epoch": epoch + 1, "step": self.step, "steps": self.steps, "loss": loss, "lr": self.optimiser.param_groups[-1]["lr"],
             "seconds": round(self.seconds, 3),
         }  # fmt: skip
         judged = loss
@@ -369,7 +388,7 @@ class Fit:
         totals = [0.0] * (2 * count)
         with self._saved_weights(), torch.no_grad():
             for batch in self.valid.epoch(0):
-                found = list(self._terms(batch))
+                found = list(self._terms(batch if self.rewrite is None else self.rewrite(batch, None)))
                 sums = torch.stack([*(v.sum() for v, _ in found), *(w.sum() for _, w in found)]).tolist()
                 totals = [a + b for a, b in zip(totals, sums, strict=True)]
         pairs = zip(self.terms, totals[:count], totals[count:], strict=True)
@@ -421,6 +440,8 @@ class Fit:
         before = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         averaged = None if self.averaged is None else {k: v.clone() for k, v in self.averaged.items()}
         self.network.train()
+        if self.before is not None:
+            self.before(0)
         times: list[float] = []
         for batch in self.train.epoch(0):
             start = time.monotonic()

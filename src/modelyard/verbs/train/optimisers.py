@@ -13,10 +13,12 @@ from modelyard.verbs.train.config import TrainConfig
 
 
 def make(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser with two groups: matrices decay, biases and normalisation do not."""
+    """The optimiser with two groups: matrices decay, biases and normalisation do not; with `train.layer_decay` two for each rate."""
     matrices = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
     vectors = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    if config.layer_decay is not None and config.layer_decay < 1:
+        groups = _by_depth(network, groups, config.layer_decay)
     groups = [g for g in groups if g["params"]]
     lr = float(config.lr or 0)
     if config.optimiser == "sgd":
@@ -25,6 +27,18 @@ def make(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
         return Muon(groups, lr=lr, momentum=config.momentum)
     cls = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
     return cls(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+
+
+def _by_depth(network: nn.Module, groups: list[dict[str, Any]], decay: float) -> list[dict[str, Any]]:
+    """The groups divided by the factor of their rate, `scale`, from the lowest layer up."""
+    from modelyard.verbs.train.layer_decay import scales
+
+    found = scales(network, decay)
+    return [
+        {**group, "params": [p for p in group["params"] if found[id(p)] == scale], "scale": scale}
+        for scale in sorted(set(found.values()))
+        for group in groups
+    ]
 
 
 class Muon(torch.optim.Optimizer):

@@ -59,7 +59,7 @@ def save(
         "tasks": {output: t.name for output, t in bound.tasks.items()},
         "frame": bound.frame,
         "pipeline": pipeline,
-        "model": {"program": task.program, "params": [asdict(p) for p in task.params], **model},
+        "model": {"program": task.program, "params": [asdict(p) for p in task.params], **({"layout": "huggingface"} if beside else {}), **model},
         "post": [],
         "parents": [],
         "data": {"fingerprint": bound.source.fingerprint, "rows": bound.rows},
@@ -92,10 +92,10 @@ def example_rows(bound: Bound, fitted: Model, split: str, params: Mapping[str, A
 
     A model that writes answers a few rows only, as somebody would ask it.
     """
-    frames = registry.load("data/frames", bound.frame["name"])
-    if hasattr(frames, "columns"):
+    if not fitted.by_row:
         raw: pl.DataFrame = bound.source.tables["train"].frame()
         return [dict(row) for row in raw.head(SERIES_ROWS).to_dicts()]
+    frames = registry.load("data/frames", bound.frame["name"])
     rows = bound.splits[split]
     if "decoder" in fitted.graphs:
         rows = rows.head(WRITTEN_ROWS)

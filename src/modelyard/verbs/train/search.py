@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,11 @@ class Preset:
     first: tuple[dict[str, Any], ...]
     """Model sections in the order they are tried; after them, trees with settings drawn at random until the time is over."""
 
+    @property
+    def possible(self) -> list[dict[str, Any]]:
+        """Those of `first` whose packages are installed."""
+        return [one for one in self.first if one["name"] not in EXTRAS or find_spec(EXTRAS[one["name"]]) is not None]
+
 
 TREES: tuple[dict[str, Any], ...] = (
     {"name": "trees", "bags": 1},
@@ -52,9 +58,15 @@ TREES: tuple[dict[str, Any], ...] = (
 LINEAR, FOREST = {"name": "linear"}, {"name": "forest", "variant": "extra", "trees": 60, "min_leaf": 5}
 """The forest of a fold is small, since those of all folds are joined: five times 60 trees."""
 
+EXTRAS = {"catboost": "catboost"}
+"""Candidates that are tried only where a package is installed. CatBoost's symmetric trees err elsewhere than LightGBM's."""
+
 PRESETS = {
     "balanced": Preset(5, 300, (TREES[0], LINEAR, TREES[1], FOREST, *TREES[2:])),
-    "best": Preset(8, 1200, (TREES[0], LINEAR, *TREES[1:], FOREST, {"name": "mlp"}, {"name": "neighbours"}, {**FOREST, "variant": "random"})),
+    "best": Preset(
+        8, 1200,
+        (TREES[0], LINEAR, {"name": "catboost"}, *TREES[1:], FOREST, {"name": "mlp"}, {"name": "neighbours"}, {**FOREST, "variant": "random"}),
+    ),
 }
 
 SHARE = 0.25
@@ -74,7 +86,7 @@ def planned(section: Any, config: TrainConfig) -> tuple[list[str], dict[str, Any
     """(candidates in the order they will be tried, facts) of a search, for people."""
     preset = PRESETS[config.preset]
     own = None if isinstance(section, str) or section is None else section.get("candidates")
-    listed = [{"name": one} if isinstance(one, str) else one for one in own] if own else [*preset.first]
+    listed = [{"name": one} if isinstance(one, str) else one for one in own] if own else preset.possible
     names = [" ".join([str(one["name"]), *(f"{k}={v}" for k, v in one.items() if k not in ("name", "bags"))]) for one in listed]
     more = [] if own else ["trees with settings at random"]
     facts = {"preset": config.preset, "folds": preset.folds, "budget": f"{config.budget or preset.budget:.0f} s", "ensemble": config.ensemble}
@@ -112,7 +124,7 @@ def _wanted(section: Any, preset: Preset, seed: int) -> Iterator[dict[str, Any]]
     if own:
         yield from ({"name": one} if isinstance(one, str) else dict(one) for one in own)
         return
-    yield from preset.first
+    yield from preset.possible
     random = np.random.default_rng([seed, 7])
     for _ in range(200):
         yield {

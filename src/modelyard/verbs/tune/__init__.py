@@ -80,6 +80,8 @@ class Tuned:
     gate: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
+    folds: list[dict[str, Any]] = field(default_factory=list)
+    """With train.folds: `{repeat, fold, params, value, scores}` of the search in each fold."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

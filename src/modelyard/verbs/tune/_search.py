@@ -20,6 +20,7 @@ from modelyard.verbs.train import conclude
 from modelyard.verbs.tune import Config, Tuned, _space
 from modelyard.verbs.tune._engines import Engine, Here, Job, Workers
 from modelyard.verbs.tune._journal import FORMAT, Journal, trials
+from modelyard.verbs.tune._nested import nested, refuse, share
 from modelyard.verbs.tune._space import Settings, Space
 from modelyard.verbs.tune._study import Suggestions, importances, optuna
 from modelyard.verbs.tune._trial import Course, resource
@@ -46,6 +47,10 @@ class Search:
         self.running: set[int] = set()
         self.clock = 0.0
         """Seconds that earlier sessions of this study took."""
+        self.fold: list[int] | None = None
+        """[repeat, fold], where this is the search of a fold."""
+        self.folds: list[dict[str, Any]] = []
+        """What the searches of the folds chose."""
 
     # -- before the first trial -----------------------------------------------------------------------------------------
 
@@ -62,10 +67,12 @@ class Search:
         self.bound = bind(project.data, project.task, project.base, seed=train.seed, source=source)
         for note in self.bound.notes:
             self.say(note)
-        if train.preset != "quick" or train.folds:
-            key = "train.preset" if train.preset != "quick" else "train.folds"
-            reason = f"{key} fits many models by itself; tune varies one. Take it out, or name a model to tune"
-            raise Unsupported(reason, "use", [Problem(f"is {getattr(train, key.split('.')[1])}", key)])
+        if train.preset != "quick":
+            reason = "train.preset fits many models by itself; tune varies one. Take it out, or name a model to tune"
+            raise Unsupported(reason, "use", [Problem(f"is {train.preset}", "train.preset")])
+        if train.folds:
+            refuse(self.space.dimensions)
+            self.config = share(self.config, train)
         self.output, self.metric, self.better = aim(self.bound, self.config.metric, project.section("evaluate").metrics)
         self._fits()
         self.run_folder = run or Run.create(runs, project.name)
@@ -92,11 +99,6 @@ class Search:
             named = Settings({"name": choice.estimator}, self.space.base.train, self.space.base.data)
             read = _space.read({k: v for k, v in self.config.search.items()}, named, self.project.origins)  # auto is this estimator: check again
             self.space = Space(read.dimensions, self.space.base, choice.estimator)
-        train = self.project.section("train")
-        if train.preset != "quick" and "auto" in (self.space.named, *self._names()):
-            self.notes.append(f"train.preset {train.preset} makes a search of its own and is left out: a trial with auto fits {', '.join(choice.names)}")
-        if train.folds:
-            self.notes.append("train.folds is left out: trials are judged on the validation rows")
         if not self.method.PRUNES:
             return
         models = [self.space.applied({key: v}).model for key in sorted(searched) for v in self.space.dimensions[key].points(2)] or [section]
@@ -110,10 +112,6 @@ class Search:
         if bare:
             self.notes.append(f"{', '.join(name(models[i]) for i in bare)}: fitted in one go, so those trials are not pruned")
 
-    def _names(self) -> list[Any]:
-        """Models that are searched by name."""
-        return [v for key in ("model", "model.name") for v in getattr(self.space.dimensions.get(key), "values", ())]
-
     def _header(self, source: Any) -> dict[str, Any]:
         c = self.config
         base = self.space.base
@@ -121,9 +119,23 @@ class Search:
             "event": "study", "format": FORMAT, "method": c.method, "seed": c.seed, "metric": f"{self.output}.{self.metric}",
             "better": self.better, "eta": c.eta, "rungs": c.rungs, "points": c.points, "search": settings.plain(c.search),
             "model": base.model, "train": base.train, "data": base.data, "fingerprint": None if source is None else source.fingerprint,
+            **({} if self.fold is None else {"fold": self.fold}),
         }  # fmt: skip
 
     def _run(self, base: Settings, source: Any, resumed: bool) -> Tuned:
+        self.begin(base, source, resumed)
+        validated = nested(self, base, source) if self.project.section("train").folds else {}
+        return self._conclude(self.work(), validated)
+
+    def inside(self, own: Bound, run: Run, fold: list[int]) -> Search:
+        """The same search of the rows of one fold."""
+        inner = Search(self.project, self.device, lambda text: None, None, self.lang)
+        inner.config, inner.space, inner.output, inner.metric, inner.better = self.config, self.space, self.output, self.metric, self.better
+        inner.bound, inner.run_folder, inner.fold = own, run, fold
+        return inner
+
+    def begin(self, base: Settings, source: Any, resumed: bool) -> None:
+        """Journal, rows and suggestions: all that the first trial needs."""
         run, project = self.run_folder, self.project
         self.journal = Journal(run.folder / "trials.jsonl")
         header = json.loads(json.dumps(self._header(source), default=str))
@@ -136,7 +148,7 @@ class Search:
         evaluate = project.section("evaluate")
         course = Course(
             base.data, project.task, base.model, base.train, str(project.base), str(run.folder), project.name, project.section("train").seed,
-            self.metric, self.output, evaluate.positive, self.config.rungs, self.config.eta, self.device, source,
+            self.metric, self.output, evaluate.positive, self.config.rungs, self.config.eta, self.device, self.fold, source,
         )  # fmt: skip
         course.bounds[json.dumps(base.data, sort_keys=True, default=str)] = self.bound
         self.course = course
@@ -146,8 +158,6 @@ class Search:
         if fixed is not None:
             self.total = min(self.total, len(fixed))
         self.fixed = fixed
-        cut = self._search()
-        return self._conclude(cut)
 
     def _resume(self, header: dict[str, Any]) -> None:
         self.journal.mend()
@@ -166,7 +176,7 @@ class Search:
 
     # -- the loop -------------------------------------------------------------------------------------------------------
 
-    def _search(self) -> bool:
+    def work(self) -> bool:
         """Runs trials until there are enough or the time is over; True where Ctrl-C ended it."""
         began = time.monotonic()
         self.now = lambda: self.clock + time.monotonic() - began
@@ -301,17 +311,24 @@ class Search:
 
     # -- the end --------------------------------------------------------------------------------------------------------
 
-    def _conclude(self, cut: bool) -> Tuned:
-        run, best = self.run_folder, self._best()
-        done = [t for t in self.found.values() if "state" in t]
-        failed = [{"trial": t["trial"], "params": t["params"], "reason": t["reason"]} for t in done if t["state"] == "failed"]
+    def _failed(self) -> list[dict[str, Any]]:
+        return [{"trial": t["trial"], "params": t["params"], "reason": t["reason"]} for t in self.found.values() if t.get("state") == "failed"]
+
+    def best_or_raise(self) -> dict[str, Any]:
+        """The best whole trial; `GateFailed` with the reasons where there is none."""
+        best, failed = self._best(), self._failed()
         if best is None:
             reasons = list(dict.fromkeys(f["reason"] for f in failed))
-            raise GateFailed(f"all {len(done)} trials failed", [Problem(r, "trial " + str(failed[0]["trial"])) for r in reasons[:5]])
+            raise GateFailed(f"all {len(failed)} trials failed", [Problem(r, "trial " + str(failed[0]["trial"])) for r in reasons[:5]])
+        return best
+
+    def _conclude(self, cut: bool, validated: dict[str, Any]) -> Tuned:
+        run, best, failed = self.run_folder, self.best_or_raise(), self._failed()
+        done = [t for t in self.found.values() if "state" in t]
         chosen = self.space.applied(best["params"])
         run.update(**self._picture(best, failed))
         bound = self.course.bound(chosen.data)
-        facts = self._keep(best, chosen, bound)
+        facts = self.keep(best)
         origins = {**self.project.origins, **{key: f"tune: trial {best['trial']}" for key in best["params"]}}
         resolved = {**self.project.resolved(), "model": chosen.model, "train": chosen.train}
         if any(key.startswith("data.") for key in best["params"]):
@@ -320,7 +337,7 @@ class Search:
         (run.folder / "config.yaml").write_text(snippet(resolved), encoding="utf-8")
         head = f"# the best of {len(done)} trials: {self.metric} {best['value']:.6g} on the validation rows\n"
         (run.folder / "best.yaml").write_text(head + snippet(_changed(chosen, best["params"])), encoding="utf-8")
-        trained = conclude(run, run.model, bound, facts, self.project.section("evaluate"), lang=self.lang, cut=cut)
+        trained = conclude(run, run.model, bound, facts, self.project.section("evaluate"), lang=self.lang, cut=cut, validated=validated)
         if not cut:
             for number in self.found:
                 atomic.remove(self.course.place(number) / "model")
@@ -329,10 +346,10 @@ class Search:
         return Tuned(
             str(run.folder), str(run.model), metric, {"trial": best["trial"], "params": best["params"], "value": best["value"]},
             str(run.folder / "best.yaml"), len(done), sum(t["state"] == "pruned" for t in done), failed, sum(t["epochs"] for t in done),
-            trained.metrics, trained.gate, self.notes, cut,
+            trained.metrics, trained.gate, self.notes, cut, self.folds,
         )  # fmt: skip
 
-    def _keep(self, best: dict[str, Any], chosen: Settings, bound: Bound) -> dict[str, Any]:
+    def keep(self, best: dict[str, Any]) -> dict[str, Any]:
         """The best trial's model as the run's; facts of its manifest. It is trained again only where its folder was lost."""
         from modelyard.store import folder as store
 
@@ -394,7 +411,8 @@ def aim(bound: Bound, wanted: str | None, judged: list[str] | None) -> tuple[str
     if column.kind not in metric.kinds:
         message = f"{name} is for {' and '.join(metric.kinds)} outputs; {column.name} is of kind {column.kind}"
         raise ConfigError("tune.metric does not apply", [Problem(message, "tune.metric", f"Use one of {', '.join(scoring.names(column.kind))}.")])
-    if column.name not in bound.splits["valid"].columns and metric.needs != "features":
+    brings = bound.tasks[column.name].examine is not None  # its truth is no column
+    if column.name not in bound.splits["valid"].columns and metric.needs != "features" and not brings:
         reason = f"{metric.name} compares answers with known ones, and the data has no column {column.name}; name a target column, or a metric that needs none"
         raise Unsupported(reason, "needs")
     return column.name, name if "/" in name else metric.name, metric.better

@@ -26,6 +26,7 @@ from modelyard.tasks._binding import Bound, bind
 from modelyard.verbs.evaluate import score
 from modelyard.verbs.train import fit
 from modelyard.verbs.train.config import TrainConfig
+from modelyard.verbs.train.cross_validation import cut
 from modelyard.verbs.tune._space import Settings, applied
 
 STATE = "trial.json"
@@ -76,6 +77,8 @@ class Course:
     rungs: int
     eta: int
     device: str = "cpu"
+    fold: list[int] | None = None
+    """[repeat, fold] of a nested search: its trials see the rows of this fold, of which `test` is held out."""
     source: Source | None = None
     bounds: dict[str, Bound] = field(default_factory=dict, repr=False)
     """Bound data by its settings; more than one where `data.` is searched."""
@@ -98,10 +101,16 @@ class Course:
                 raise ConfigError("the data section of this trial has mistakes", problems)
             if len(self.bounds) >= 4:  # each holds its own frames; the first is the project's
                 self.bounds.pop(list(self.bounds)[1])
-            self.bounds[key] = bind(config, self.task, Path(self.base), seed=self.seed, source=self.source)
+            found = bind(config, self.task, Path(self.base), seed=self.seed, source=self.source)
             if self.source is None and config.env is None and not config.stream:
-                self.source = self.bounds[key].source
+                self.source = found.source
+            self.bounds[key] = found if self.fold is None else self.cut(found, config)
         return self.bounds[key]
+
+    def cut(self, bound: Bound, data: DataConfig) -> Bound:
+        """The rows of this course's fold."""
+        assert self.fold is not None
+        return cut(bound, data.split, settings.parse(TrainConfig, self.train, "train", []), *self.fold)
 
     def advance(self, number: int, params: Mapping[str, Any], rung: int | None, left: float | None = None) -> dict[str, Any]:
         """Takes a trial to the end of a rung (None: to its end) and scores it.

@@ -154,20 +154,25 @@ function python(v) {
   return /[\ud800-\udfff\u2028\u2029]/.test(v) ? `"${[...v].map((c) => (c.codePointAt(0) > 0xffff ? `\\U${c.codePointAt(0).toString(16).padStart(8, "0")}` : ascii(c).slice(1, -1))).join("")}"` : JSON.stringify(v);
 }
 
-function curl(json) {
-  const head = `curl -sS '${url().replaceAll("'", "%27")}' -H 'Content-Type: application/json'${needsToken ? ' -H "Authorization: Bearer $MODELYARD_TOKEN"' : ""}`;
+const curl = (json) => curlFor(url(), json);
+function curlFor(address, json) {
+  const head = `curl -sS '${address.replaceAll("'", "%27")}' -H 'Content-Type: application/json'${needsToken ? ' -H "Authorization: Bearer $MODELYARD_TOKEN"' : ""}`;
   if (new TextEncoder().encode(json).length > model.argument) return `${head} --data-binary @- <<'JSON'\n${json}\nJSON`;
   return `${head} -d '${json.replaceAll("'", "'\\''")}'`;
 }
 
-function snippet() {
+function rowSnippets() {
   const asked = body([row()]), json = JSON.stringify(asked);
   const bearer = needsToken ? ', "Authorization": "Bearer " + os.environ["MODELYARD_TOKEN"]' : "";
-  snippets = {
+  return {
     curl: curl(json),
     Python: `import json\n${needsToken ? "import os\n" : ""}import urllib.request\n\nbody = ${python(asked)}\nheaders = {"Content-Type": "application/json"${bearer}}\nrequest = urllib.request.Request(${python(url())}, json.dumps(body).encode(), headers)\nwith urllib.request.urlopen(request) as response:\n    print(json.load(response)["predictions"])`,
     JavaScript: `const response = await fetch(${JSON.stringify(url())}, {\n  method: "POST",\n  headers: { "Content-Type": "application/json"${needsToken ? ', Authorization: `Bearer ${token}`' : ""} },\n  body: JSON.stringify(${json}),\n});\nconsole.log((await response.json()).predictions);`,
   };
+}
+
+function snippet() {
+  snippets = model.chat && !$("rows").open ? chatSnippets() : rowSnippets();
   for (const button of document.querySelectorAll(".tabs button")) {
     button.setAttribute("aria-selected", String(button.textContent === tab));
     button.tabIndex = button.textContent === tab ? 0 : -1;
@@ -233,6 +238,11 @@ function build() {
   $("run-batch").addEventListener("click", batch);
   $("fill-batch").addEventListener("click", () => { $("batch").value = model.examples.slice(0, 5).map((r) => JSON.stringify(r)).join("\n"); });
   $("app").hidden = false;
+  if (model.chat) {
+    $("rows").querySelector("summary").hidden = false;
+    $("rows").addEventListener("toggle", snippet);
+    chatStart();
+  }
   words();
   fill(model.examples[0]);
 }
