@@ -115,6 +115,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "task": "regression", "model": {"name": "auto", "candidates": ["linear", {"name": "forest", "trees": 20}]}, "train.preset": "balanced",
         "train.distil": "linear",
     },
+    "tagging · words · bilstm": {"task": "token-classification", "train.epochs": 3},
     "translation · text · seq2seq": {"task": "translation", "model": {"name": "seq2seq", "width": 32, "layers": 1}, "train.epochs": 4},
     "summarisation · text · seq2seq": {"task": "summarisation", "model": {"name": "seq2seq", "width": 32, "layers": 1}, "train.epochs": 4},
     "tagging (probe)": {"task": "modelyard-probes/tagging"},

@@ -27,6 +27,8 @@ SAMPLES: dict[str, list[Any]] = {
     "label-set": [["x", "y"], [], None, ["y"], ["x"], ["z", "x"], ["y"], []],
     "text": ["a good day", "今天天气很好", "", None, "word", "more words than the others have", "x y", "😀 z"],
     "timestamp": ["2026-01-31", None, "2026-01-31T10:00:00Z", "1999-12-31 23:59:59", "2020-02-29", "2026/02/01", "20260102", "2026-05-05"],
+    "words": [["Anna", "sings"], "今天 rains", None, ["x"], ["McDonald's", "1998", "@you", "😀"], ["a", "a"], ["Łódź"], ["z" * 40]],
+    "tags": [["B-x", "I-x", "O"], ["O"], None, ["B-y"], ["O", "O"], ["B-x"], [], ["O", "B-y", "I-y"]],
     "vector": [[0.5, 1.0], [0.0, -2.0], None, [0.25, 3.0], [1.0, 1.0], [0.0, 0.0], [7.0, 0.125], None],
     "fill": [["a", "##b"], [], None, ["城"], ["a"], ["b", "c", "d"], ["x"], ["y", "y"]],
     "cluster": [0, 1, None, 2, 1, 0, -1, 1],
@@ -172,6 +174,15 @@ def random_inputs(accepts: str, rows: int, seed: int = 0) -> tuple[dict[str, Par
         parts = {"grams": Part((None,), "int32", 50), "weights": Part((None,), "float32")}
         values = random.random(offsets[-1]).astype(np.float32)
         return parts, {"grams": ragged(random.integers(0, 50, offsets[-1]).astype(np.int32)), "weights": ragged(values)}, {}
+    if accepts == "spelled":
+        count = int(offsets[-1])
+        parts = {
+            "words": Part((None,), "int32", 50), "characters": Part((None, 8), "int32", 30), "marks": Part((None, 6), "int32", 40),
+            "features": Part((None, 12), "float32"),
+        }  # fmt: skip
+        sizes = {k: (count, *(n or 1 for n in p.shape[1:])) for k, p in parts.items()}
+        drawn = {k: random.integers(1, p.cardinality or 2, sizes[k]).astype(p.dtype) for k, p in parts.items()}
+        return parts, {k: ragged(v) for k, v in drawn.items()}, {}
     assert accepts in ("tokens", "chars", "pretrained"), f"no random inputs for {accepts}"
     return {"tokens": Part((None,), "int32", 50)}, {"tokens": ragged(random.integers(1, 50, offsets[-1]).astype(np.int32))}, {}
 

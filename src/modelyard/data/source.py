@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from modelyard.data import artefact, huggingface, parallel
+from modelyard.data.conll import ConllConfig
 from modelyard.data.images import read_folder, read_zip, with_images
 from modelyard.data.mistakes import Mistakes
 from modelyard.data.read import Reading, read
@@ -21,7 +22,7 @@ from modelyard.data.sql import is_url, read_sql
 from modelyard.data.table import SetAside, Table
 from modelyard.data.texts import read_texts, text_files
 from modelyard.data.typing import IMAGE_SUFFIX
-from modelyard.errors import DataError, Unsupported
+from modelyard.errors import DataError, Problem, Unsupported
 from modelyard.kinds._missing import Missing
 from modelyard.settings import Between
 
@@ -81,6 +82,10 @@ class DataConfig:
     missing_values: Missing = field(default_factory=Missing)
     """What inputs do with missing values, e.g. median or {method: knn, neighbours: 10}; `data.inputs.COLUMN.missing` says otherwise for one.
     Kinds that a method does not suit (text; categories under mean) keep theirs."""
+    conll: ConllConfig | None = None
+    """How files of tagged sentences (.conll, .bio, .iob) are read; set (`{}` is enough), files of unknown names are read so too."""
+    names: dict[str, list[str]] = field(default_factory=dict)
+    """column → names of its numbers, from 0 on: labels or tags that a file holds as whole numbers."""
     sheet: str | int | None = None
     """Sheet of a workbook (name, or number from 1), or table of a database; without it the first sheet, the only table."""
     query: str | None = None
@@ -153,7 +158,7 @@ def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None
         raise DataError("no data is named; write data=PATH (a file, folder or zip) or data: {path: …} in the project file")
     reading = Reading(
         config.encoding, config.separator, config.header, tuple(config.missing), config.limit, config.sheet, config.max_bytes,
-        texts,
+        texts, config.conll,
     )  # fmt: skip
     found = Mistakes() if mistakes is None else mistakes
     tables: dict[str, Table] = {}
@@ -172,6 +177,7 @@ def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None
     for name, table in tables.items():
         with found.gathering():
             _need_rows(name, table)
+            table.data = named(table.data, config.names, name)
     if mistakes is None:
         found.raise_if_any("the data cannot be read")
     tables = {name: tables[name] for name in TABLES if name in tables}
@@ -198,6 +204,25 @@ def _under(base: Path, given: str | Path) -> Path:
 
 def _names(value: str | list[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])
+
+
+def named(frame: pl.DataFrame, names: Mapping[str, Sequence[str]], table: str) -> pl.DataFrame:
+    """The table with names in place of whole numbers, in the columns that `names` speaks of. Raises `DataError` for a number without one."""
+    problems = []
+    for column, known in names.items():
+        if column not in frame.columns:
+            continue  # a table of rows to predict has no targets
+        values = frame[column].to_list()
+        flat = [v for row in values for v in (row if isinstance(row, list) else [row]) if v is not None]
+        bad = [v for v in flat if not isinstance(v, int) or isinstance(v, bool) or not 0 <= v < len(known)]
+        if bad:
+            problems.append(Problem(f"holds {bad[0]!r} in {table}; data.names has {len(known)} names, for 0 to {len(known) - 1}", column))
+            continue
+        said = [[known[v] for v in row] if isinstance(row, list) else None if row is None else known[row] for row in values]
+        frame = frame.with_columns(pl.Series(column, said))
+    if problems:
+        raise DataError(f"data.names does not fit {len(problems)} column(s)", problems)
+    return frame
 
 
 def _need_rows(name: str, table: Table) -> None:

@@ -217,6 +217,8 @@ class Kind(ABC):
 
     needs_value: ClassVar[bool] = False
     """True where a missing value cannot be encoded (an image): such a row fails with a sentence."""
+    sequence: ClassVar[bool] = False
+    """True where a value is a list of units that an aligned output can speak of one by one (words)."""
 
     @abstractmethod
     def check(self, column: pl.Series) -> tuple[pl.Series, list[RowError]]:
@@ -248,6 +250,14 @@ class Kind(ABC):
         from html import escape
 
         return f"<span>{escape('—' if value is None else str(value))}</span>"
+
+    def draw_along(self, value: Any, beside: Any) -> str | None:
+        """A fragment that shows an aligned value along that of its input (marked words), escaped; None: it is shown as a text."""
+        return None
+
+    def misaligned(self, column: pl.Series, beside: pl.Series) -> list[RowError]:
+        """Rows of an aligned output that do not fit the value of its input, both checked: as many tags as words."""
+        return []
 
     @abstractmethod
     def distance(self, a: pl.Series, b: pl.Series) -> np.ndarray:

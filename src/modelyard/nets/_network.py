@@ -16,9 +16,13 @@ from torch import nn
 from modelyard import registry, settings
 from modelyard.errors import ArtefactError, Problem, Unsupported, UsageError
 from modelyard.kinds._contract import Head, Part
+from modelyard.nets._chain import Chain
 from modelyard.nets._fusion import FUSIONS
 
 Parts = Mapping[str, Mapping[str, Part]]
+
+CHAINED = "potentials"
+"""The part of outputs that speak of every unit of an input (`kinds/tags`): encoders then give features (B, L, D)."""
 
 MEMBERS = ":members"
 """Ends the name of a training output `(B, M, …)` that holds the answers of an ensemble's M members beside their combination."""
@@ -66,7 +70,10 @@ class Network(nn.Module):
         own = only.head(head) if only is not None and hasattr(only, "head") else None  # type: ignore[operator]
         if own is None and not head.size:
             raise Unsupported(f"no net of these has a head for outputs of kind {head.kind}; choose one that has (bert for hidden tokens)", "use")
-        return own or self.fusion.head(head.size)  # type: ignore[operator,no-any-return]
+        if own is not None:
+            return own  # type: ignore[no-any-return]
+        made: nn.Module = self.fusion.head(head.size)  # type: ignore[operator]
+        return Chain(made, head.size) if head.part == CHAINED else made
 
     def embed(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Discrete parts made continuous, under the same names: where gradients for explaining and attacking are taken."""
@@ -151,6 +158,7 @@ def build(
                 options.pop("heads", None)
                 return module.Network(config, found, heads, name, **options)  # type: ignore[no-any-return]
             encoders[name] = module.Encoder(config, found, **options)
+        _aligned(parts, heads)
         fusion = dict(spec.get("fusion") or {"name": "concatenate"})
         kind = fusion.pop("name")
         if kind not in FUSIONS:
@@ -164,6 +172,16 @@ def build(
         network = (_pairs.Pairs if pairs else Network)(encoders, FUSIONS[kind](widths, **fusion), heads)
         network.layout = _layout.of(spec, heads)
         return network
+
+
+def _aligned(parts: Parts, heads: Sequence[Head]) -> None:
+    """Refuses what has no features of every unit: several inputs fused, and answers about the whole beside answers about each unit."""
+    if not any(h.part == CHAINED for h in heads):
+        return
+    if len(parts) > 1:
+        raise Unsupported(f"a net that tags reads one input, not {', '.join(parts)}; name it under data.inputs", "not yet")
+    if whole := [h.output for h in heads if h.part != CHAINED]:
+        raise Unsupported(f"{', '.join(whole)} is about the whole text and the others about its words; train two models", "not yet")
 
 
 def begin(network: nn.Module, spec: Mapping[str, Any]) -> list[str]:

@@ -42,6 +42,8 @@ class Field:
     """Whether the key must be present: false where training had missing values, or the column comes with a default."""
     labels: list[str] | None = None
     summary: dict[str, Any] = field(default_factory=dict)
+    of: str | None = None
+    """The input that an aligned output speaks of, unit by unit."""
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ class Model:
         ]
         promised = {s["output"]: s["coverage"] for s in self.manifest.get("post", []) if s["step"] in post.PROMISE}
         outputs = [
-            Field(c.name, c.kind, True, getattr(c.state, "labels", None), {"coverage": promised[c.name]} if c.name in promised else {})
+            Field(c.name, c.kind, True, getattr(c.state, "labels", None), {"coverage": promised[c.name]} if c.name in promised else {}, c.of)
             for c in self.pipeline.outputs
         ]
         return Signature(inputs, outputs, self._params)

@@ -27,6 +27,7 @@ from modelyard.errors import DataError, Problem, Unsupported
 from modelyard.kinds._contract import RowError
 from modelyard.kinds._missing import Missing
 from modelyard.runtime import imputation
+from modelyard.runtime.answers import kind_of
 from modelyard.runtime.pipeline import Column, Pipeline
 from modelyard.tasks._contract import Task
 
@@ -285,7 +286,7 @@ def columns(
             notes.append(f"{name}: left out, it looks like {guess.role_hint} ({guess.why}); name it under data.inputs to keep it")
             continue
         with mistakes.gathering():
-            inputs.append(_input(name, options.get("kind") or guess.kind, options, config.missing_values))
+            inputs.append(_input(name, options.get("kind") or _meant(frame[name], guess.kind, tasks), options, config.missing_values))
     if not inputs and not mistakes:
         mistakes.errors.append(DataError("no input column is left", [Problem("name at least one under data.inputs", "data.inputs")]))
     if allowed is not None and (wrong := [c for c in inputs if c.kind not in allowed]):
@@ -295,7 +296,7 @@ def columns(
         mistakes.errors.append(DataError(message, details))
     for column in outputs:
         if tasks[column.name].aligned and inputs:
-            column.of = inputs[0].name
+            column.of = next((c.name for c in inputs if c.rules.sequence), inputs[0].name)
     return inputs, outputs, tasks, notes
 
 
@@ -310,6 +311,12 @@ def _wanted(
         chosen = task_for(kind)
         notes.append(f"{name}: taken as {kind}, so the task is {chosen.name} ({guessing.target_kind(values).why})")
     return _output(name, kind, chosen, {k: v for k, v in options.items() if k not in ("kind", "task")}), chosen, allowed
+
+
+def _meant(values: pl.Series, guess: str, tasks: Mapping[str, Task]) -> str:
+    """The kind of an input: what the tasks are about where the column could be that, else the guess."""
+    wanted = next((t.reads[0] for t in tasks.values() if t.reads and guess not in t.reads), None)
+    return wanted if wanted is not None and kind_of(wanted).fits(values) >= 0.5 else guess
 
 
 def _as_before(like: Pipeline, named: Mapping[str, str]) -> tuple[list[Column], list[Column], dict[str, Task], list[str]]:
@@ -528,6 +535,8 @@ def _check(
     labels, wrong = pipeline.check(examples, columns=targets)
     for column in targets:
         bad = [e for e in wrong if e.column == column.name]
+        if column.of in inputs.columns:
+            bad += [e for e in column.rules.misaligned(labels[column.name], inputs[column.of]) if table != "unlabelled"]
         if bad:
             problems.append(_row_problem(table, column.name, bad, origin))
         absent = np.flatnonzero(labels[column.name].is_null().to_numpy())

@@ -19,6 +19,8 @@ class Loss:
     """A file of `losses/` (or `package/name`)."""
     target: str
     """The part of the encoded target: `index`, `multi_hot`, `value`."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Losses that `train.loss` may choose instead: its word → a file of `losses/`."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Task:
     """The model that `auto` means for this task where the inputs do not decide."""
     metrics: tuple[str, ...] | None = None
     """None: those of the output's kind."""
+    reads: tuple[str, ...] = ()
+    """Kinds of input that it is about: columns that could be of the first are taken as such, whatever else was guessed."""
     rewrites: str | None = None
     """A file of `verbs/train/` whose `make(config, pipeline, output)` gives what changes every batch (inputs and targets) before a step."""
     examine: Callable[[Any, pl.DataFrame, str], tuple[Answers, pl.Series]] | None = None

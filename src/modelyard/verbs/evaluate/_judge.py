@@ -162,7 +162,7 @@ def _output(
     scores = scoring.evaluate_output(column.kind, is_true, found, names, **options)
     entry: dict[str, Any] = {
         "kind": column.kind,
-        "headline": next(iter(scores), None),
+        "headline": next((n for n, s in scores.items() if s["value"] == s["value"]), next(iter(scores), None)),
         "metrics": scores,
         "baseline": {},
         "pictures": {},
@@ -177,14 +177,16 @@ def _output(
         entry["worst"] = _oddest(bound, column, truth, answers, found)
     if is_true is not None:
         past = column.rules.evidence(bound.splits["train"][column.name], column.coder, column.state)
-        guess = scoring.baseline(column.kind, past, truth.height, labels=labels)
+        lengths = [len(row) for row in is_true] if is_true.dtype == object else None
+        guess = scoring.baseline(column.kind, past, truth.height, labels=labels, lengths=lengths)
         entry["baseline"] = scoring.evaluate_output(column.kind, is_true, guess, names, **options)
         scores |= _costs.promises(column, truth[column.name], answers)
         costs_KK = _costs.matrix(costs, column, positive)
         for place, said in ((scores, found), (entry["baseline"], guess)) if costs_KK is not None else ():
             assert costs_KK is not None and said.labels is not None
             place["cost"] = _costs.entry(_costs.per_row(costs_KK, is_true, said.labels))
-        errors_B = _errors(column, found, is_true)
+        same = is_true.dtype == object  # structured answers say themselves how far they are from the truth
+        errors_B = column.rules.distance(truth[column.name], answers[column.name]) if same else _errors(column, found, is_true)
         entry["worst"] = _worst(bound, column, truth, answers, found, errors_B)
         entry["slices"] = _slices(bound, column, truth, found, is_true, entry["headline"], options)
     return entry
@@ -273,6 +275,7 @@ def _worst(
 ) -> list[dict[str, Any]]:
     order = np.argsort(-errors_B, kind="stable")[:WORST]
     shown = bound.pipeline.inputs[:8]
+    along = next((c for c in shown if c.name == column.of and column.rules.draw_along([], []) is not None), None)
     rows = []
     drawn = {c.name: truth[c.name].gather(order.astype(np.uint32)).to_list() for c in shown}
     said = answers[column.name].gather(order.astype(np.uint32)).to_list()
@@ -281,7 +284,8 @@ def _worst(
         rows.append(
             {
                 "row": row + 1,
-                "inputs": {c.name: c.rules.draw(drawn[c.name][i]) for c in shown},
+                "inputs": {c.name: c.rules.draw(drawn[c.name][i]) for c in shown if c is not along},
+                "along": {} if along is None else _along(column, drawn[along.name][i], true[i], said[i]),
                 "truth": _text(true[i]),
                 "prediction": _text(said[i]),
                 "confidence": None if found.scores is None else float(found.scores[row].max()),
@@ -289,6 +293,12 @@ def _worst(
             }
         )
     return rows
+
+
+def _along(column: Column, beside: Any, true: Any, said: Any) -> dict[str, str]:
+    """`{truth, prediction}`: both drawn along the input that they speak of."""
+    found = {"truth": column.rules.draw_along(true, beside), "prediction": column.rules.draw_along(said, beside)}
+    return {key: html for key, html in found.items() if html is not None}
 
 
 def _samples(bound: Bound, column: Column, truth: pl.DataFrame, answers: pl.DataFrame) -> list[dict[str, Any]]:

@@ -302,8 +302,13 @@ def _cards(rows: Sequence[Mapping[str, Any]], say: Say, budget: dict[str, int]) 
                 left_out += 1
                 continue
             facts.append(f'<dt>{escape(column)}</dt><dd><div class="value">{html}</div></dd>')
+        along = row.get("along") or {}
+        for key, html in along.items():
+            budget["fragments"] -= len(html)
+            left_out += budget["fragments"] < 0
+            facts += [f'<dt>{say(key)}</dt><dd><div class="value">{html}</div></dd>'] if budget["fragments"] >= 0 else []
         for key in ("truth", "prediction", "confidence", "loss", "error", "score", "why"):
-            if row.get(key) not in (None, ""):
+            if key not in along and row.get(key) not in (None, ""):
                 facts.append(f"<dt>{say(key)}</dt><dd><b>{escape(_show(row[key]))}</b></dd>")
         name = say("row", n=escape(_show(row["row"]))) if row.get("row") is not None else ""
         cards.append(f'<div class="card worst"><div class="soft">{name}</div><dl>{"".join(facts)}</dl></div>')

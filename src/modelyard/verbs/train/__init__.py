@@ -262,11 +262,13 @@ def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints:
     else:
         from modelyard.runtime.backends.torch import graphs as torch_graphs
         from modelyard.verbs.train import fit_net
+        from modelyard.verbs.train.watch import watcher
 
         spec, families = fit_net.describe(choice, pipeline, bound.rows["train"])
         section, network, parameters, result, used, origins = fit_net.fit(
             spec, families, pipeline, bound.tasks, arrays["train"], arrays.get("valid"), config, weights=weights,
             folder=checkpoints, resume=job.resume, events=job.run.event, stop=job.stop, progress=job.progress, device=job.device,
+            judge=watcher(bound, config),
         )  # fmt: skip
         graphs, stored, beside = torch_graphs(network), {}, fit_net.beside(network, pipeline)
         training = {

@@ -79,8 +79,9 @@ class TrainConfig:
     """output → weight of its loss in a net with several outputs; those not named weigh 1."""
     class_weights: Literal["balanced"] | dict[str, float] | None = None
     """balanced, or label → weight: rare labels count more in the loss. Estimators weigh the rows of the label."""
-    loss: Literal["focal"] | None = None
-    """focal lets sure examples count less (Lin et al. 2017), for labels and label sets in nets; without it cross-entropy."""
+    loss: Literal["focal", "crf", "cross-entropy"] | None = None
+    """focal lets sure examples count less (Lin et al. 2017), for labels and label sets in nets; without it cross-entropy. Tags: crf learns what
+    follows what (the default), cross-entropy decides each word for itself."""
     gamma: Annotated[float, Between(0, 10)] = 2.0
     """Of the focal loss: 0 is cross-entropy."""
     calibration: Literal["none", "temperature", "platt", "isotonic", "auto"] = "none"
@@ -106,6 +107,9 @@ class TrainConfig:
     """torch.compile; auto: on a GPU only, since it costs half a minute at the start."""
     patience: Annotated[int, Between(0)] | None = None
     """Epochs without a better validation loss after which training stops; 0 never stops."""
+    watch: str | None = None
+    """A metric of the validation rows (entity_f1, output.metric) that patience, the plateau and the choice of the best epoch go by, instead of
+    the loss. For nets."""
     seed: Annotated[int, Between(0, 2**31)] = 0
     """Of weights, order, dropout and augmentation."""
     threads: Annotated[int, Between(1)] | None = None

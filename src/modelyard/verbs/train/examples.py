@@ -84,6 +84,9 @@ def _strange(column: Column, value: Any, again: bool) -> Any:
         longest = getattr(column.state, "max_length", 0)
         wide = f"{value.swapcase()} ＦＵＬＬ－ｗｉｄｔｈ №１, ﬁne! Ünïté 中文？ 🚂 {value}"
         return wide if not again else (wide * (8 * longest // len(wide) + 1))[: 8 * longest] if longest else value
+    if column.kind == "words" and isinstance(value, list):
+        strange = [*value, "ＷＩＤＥ", "№１", "Ünïté", "中", "🚂", "x" * 50, *(w.swapcase() for w in value)]
+        return [w for _ in range(8) for w in strange][:200] if again else strange
     if column.kind == "image":
         return _picture(61, 37) if again else _picture(37, 61)
     return value

@@ -79,6 +79,7 @@ def fit(
     stop: threading.Event,
     progress: Callable[[int, int, str], None] | None,
     device: str,
+    judge: Callable[[torch.nn.Module], float] | None = None,
 ) -> tuple[dict[str, Any], torch.nn.Module, dict[str, np.ndarray], Result, TrainConfig, dict[str, str]]:
     """(manifest section, network, weights, result, resolved settings, their origins)."""
     if config.budget and any(getattr(registry.load("nets", e["name"]), "FILLS_BUDGET", False) for e in spec.get("nets", {}).values()):
@@ -115,7 +116,7 @@ def fit(
     before = freeze.prepare(network, config)
     if config.smoke and not resume:
         _smoke(network, terms, batches, checks, config, hook, device, rewrite)
-    job = Fit(network, terms, batches, checks, config, augment=hook, device=device, rewrite=rewrite, before=before)
+    job = Fit(network, terms, batches, checks, config, augment=hook, device=device, rewrite=rewrite, before=before, judge=judge)
     result = job.run(folder, events, stop, resume=resume, progress=progress)
     network.to("cpu").eval()
     stored = network.stored() if hasattr(network, "stored") else network.state_dict()  # type: ignore[operator]
@@ -172,6 +173,10 @@ def term(pipeline: Pipeline, task: Task, output: str, key: str, config: TrainCon
     name, options = chosen.name, {}
     if config.loss == "focal" and column.kind in ("category", "label-set"):
         name, options = "focal", {"gamma": config.gamma}
+    elif config.loss in chosen.others:
+        name = chosen.others[str(config.loss)]
+    elif config.loss == "crf":
+        raise Unsupported(f"train.loss: crf is about tags that follow each other; {output} is of kind {column.kind}", "never")
     if name in ("cross_entropy", "token_nll") and config.label_smoothing:
         options["label_smoothing"] = config.label_smoothing
     weights_K = class_weights(config, column, targets.get(f"{output}.{chosen.target}"))

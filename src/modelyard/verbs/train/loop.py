@@ -356,7 +356,7 @@ class Fit:
                 judged = entry["judged"] = float(self.judge(self.network))
         if judged < self.best:
             self.best, self.best_epoch, self.stale = judged, epoch, 0
-            if self.config.patience or self.config.schedule == "plateau":
+            if self.config.patience or self.config.schedule == "plateau" or self.judge is not None:
                 self.kept = {k: v.detach().clone() for k, v in self._current().items()}
         else:
             self.stale += 1
