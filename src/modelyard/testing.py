@@ -32,7 +32,12 @@ SAMPLES: dict[str, list[Any]] = {
     "vector": [[0.5, 1.0], [0.0, -2.0], None, [0.25, 3.0], [1.0, 1.0], [0.0, 0.0], [7.0, 0.125], None],
     "fill": [["a", "##b"], [], None, ["城"], ["a"], ["b", "c", "d"], ["x"], ["y", "y"]],
     "cluster": [0, 1, None, 2, 1, 0, -1, 1],
-}
+    "messages": [
+        [{"role": "user", "content": "hello"}], None, [{"role": "system", "content": "答得短些。"}, {"role": "user", "content": "你好"}],
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "a"}],
+        [{"role": "user", "content": ""}], [{"role": "user", "content": "😀 hello"}], None, [{"role": "user", "content": "hello again, hello"}],
+    ],
+}  # fmt: skip
 """Raw values of the built-in kinds; others pass their own to `check_kind`."""
 
 
@@ -158,7 +163,7 @@ def toy_data(toy: Any) -> Any:
 
 
 def random_inputs(accepts: str, rows: int, seed: int = 0) -> tuple[dict[str, Part], dict[str, Array], dict[str, Any]]:
-    """(parts, arrays, keyword arguments) of small random inputs in an encoding: `table`, `pixels`, `bag`, `tokens`, `chars`."""
+    """(parts, arrays, keyword arguments) of small random inputs in an encoding: `table`, `pixels`, `bag`, `tokens`, `chars`, `language`."""
     random = np.random.default_rng(seed)
     lengths = random.integers(1, 12, rows)
     lengths[0] = 1
@@ -183,7 +188,7 @@ def random_inputs(accepts: str, rows: int, seed: int = 0) -> tuple[dict[str, Par
         sizes = {k: (count, *(n or 1 for n in p.shape[1:])) for k, p in parts.items()}
         drawn = {k: random.integers(1, p.cardinality or 2, sizes[k]).astype(p.dtype) for k, p in parts.items()}
         return parts, {k: ragged(v) for k, v in drawn.items()}, {}
-    assert accepts in ("tokens", "chars", "pretrained"), f"no random inputs for {accepts}"
+    assert accepts in ("tokens", "chars", "pretrained", "language"), f"no random inputs for {accepts}"
     return {"tokens": Part((None,), "int32", 50)}, {"tokens": ragged(random.integers(1, 50, offsets[-1]).astype(np.int32))}, {}
 
 

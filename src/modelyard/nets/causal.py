@@ -144,8 +144,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.width, self.keys * self.each, bias=bias)
         self.o_proj = nn.Linear(self.heads * self.each, config.width, bias=out_bias)
         normed = config.architecture == "qwen3"
-        self.q_norm = nn.RMSNorm(self.each, eps=config.eps) if normed else nn.Identity()
-        self.k_norm = nn.RMSNorm(self.each, eps=config.eps) if normed else nn.Identity()
+        self.q_norm = RootNorm(self.each, eps=config.eps) if normed else nn.Identity()
+        self.k_norm = RootNorm(self.each, eps=config.eps) if normed else nn.Identity()
 
     def project(self, x_BLD: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, H, L, E), k and v (B, K, L, E), turned by their positions."""
@@ -160,7 +160,11 @@ class Attention(nn.Module):
         if self.keys != self.heads:
             k, v = (t.repeat_interleave(self.heads // self.keys, 1) for t in (k, v))
         p = self.dropout if self.training else 0.0
-        seen = F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=mask is None)
+        if q.device.type == "cpu":  # torch's kernel of bfloat16 takes three times as long as that of float32 there, backwards
+            with torch.autocast("cpu", enabled=False):
+                seen = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, p, is_causal=mask is None)
+        else:
+            seen = F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=mask is None)
         return self.o_proj(seen.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def look_back(self, q_BHTE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, mask_B1TL: Tensor) -> Tensor:
@@ -404,9 +408,16 @@ def joined(inputs: Mapping[str, Tensor], column: str, output: str) -> tuple[Tens
     return tokens_BL, counted_BL, None
 
 
+class RootNorm(nn.RMSNorm):
+    """The root-mean-square norm in the precision of its weight: one kernel, where mixed types would take ten."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.eps)
+
+
 def norm(config: Config) -> nn.Module:
     """Layer norm for GPT-2, else the root-mean-square norm."""
-    return nn.LayerNorm(config.width, eps=config.eps) if config.architecture == "gpt2" else nn.RMSNorm(config.width, eps=config.eps)
+    return nn.LayerNorm(config.width, eps=config.eps) if config.architecture == "gpt2" else RootNorm(config.width, eps=config.eps)
 
 
 def rotate(x_BHLE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
