@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from modelyard.errors import ArtefactError, Problem, Unsupported
 from modelyard.nets._quantised import Quantised
+from modelyard.store import hub
 from modelyard.store.state import read_arrays
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -59,9 +60,9 @@ class Adapted(nn.Module):
         super().__init__()
         self.base, self.shape, self.on = base, shape, True
         self.in_features, self.out_features = base.in_features, base.out_features
-        like = {"device": next(base.parameters()).device, "dtype": torch.float32}
-        self.lora_A = nn.Parameter(torch.empty(shape.rank, self.in_features, **like))  # type: ignore[arg-type]
-        self.lora_B = nn.Parameter(torch.zeros(self.out_features, shape.rank, **like))  # type: ignore[arg-type]
+        like: dict[str, Any] = {"device": next(base.parameters()).device, "dtype": torch.float32}
+        self.lora_A = nn.Parameter(torch.empty(shape.rank, self.in_features, **like))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, shape.rank, **like))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.magnitude = nn.Parameter(base.weight.detach().float().norm(dim=1)) if shape.dora else None
         for p in base.parameters():
@@ -125,7 +126,9 @@ def attach(network: nn.Module, shape: Shape, *, seed: int = 0) -> list[str]:
     `network.moving` then names the entries of the state that training changes.
     """
     names = linears(network, shape.targets)
+    # what stands on the base and began anew learns whole: heads, the fusion, and the layer through which a text's vector passes
     learning = [m for m in (getattr(network, "heads", None), getattr(network, "fusion", None)) if isinstance(m, nn.Module)]
+    learning += [m for n, m in network.named_modules() if n.rpartition(".")[2] == "pooler"]
     for p in network.parameters():
         p.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
@@ -248,6 +251,8 @@ def to_peft(network: nn.Module, where: Mapping[str, Place], base: str = "") -> t
             tensors |= _joined(f"{PREFIX}{name}", dict((p.part, layer) for p, layer in members), parts, shape)
             continue
         tensors |= _tensors(f"{PREFIX}{name}", members[0][1].lora_A, members[0][1].lora_B, members[0][1].magnitude)
+    saved = _whole(network)
+    tensors |= {f"{PREFIX}{n}": v.detach().cpu().contiguous().clone() for n, v in saved.items()}
     every = {p.name for p in where.values()}
     ends = sorted({g.rpartition(".")[2] for g in groups})
     targets = ends if {e for e in every if e.rpartition(".")[2] in ends} == set(groups) else sorted(groups)
@@ -256,9 +261,25 @@ def to_peft(network: nn.Module, where: Mapping[str, Place], base: str = "") -> t
         "peft_type": "LORA", "task_type": "CAUSAL_LM" if hasattr(network, "lm_head") else None, "base_model_name_or_path": base or None,
         "r": shape.rank, "lora_alpha": shape.alpha, "lora_dropout": shape.dropout, "use_rslora": shape.rslora, "use_dora": shape.dora,
         "target_modules": targets, "fan_in_fan_out": transposed, "bias": "none", "inference_mode": True, "init_lora_weights": True,
-        "rank_pattern": ranks, "alpha_pattern": alphas,
+        "rank_pattern": ranks, "alpha_pattern": alphas, "modules_to_save": sorted({_module(n) for n in saved}) or None,
     }  # fmt: skip
     return config, tensors
+
+
+def _whole(network: nn.Module) -> dict[str, Tensor]:
+    """What learns whole beside the adapters, by Hugging Face's names."""
+    layout = getattr(network, "layout", None)
+    if layout is None:
+        return {}
+    small = {f"{n}.{k}" for n, m in adapted(network).items() for k, _ in m.named_parameters()}
+    learnt = {n: p for n, p in network.named_parameters() if p.requires_grad and n not in small}
+    return layout.theirs(learnt)  # type: ignore[no-any-return]
+
+
+def _module(name: str) -> str:
+    """The module of Hugging Face's that PEFT saves whole: `bert.pooler.dense.weight` is of `pooler`, `classifier.weight` of `classifier`."""
+    parts = name.split(".")[:-1]
+    return next((p for p in parts if p in ("pooler", "classifier", "cls", "lm_head")), parts[-1])
 
 
 def _tensors(name: str, a: Tensor, b: Tensor, magnitude: Tensor | None) -> dict[str, Tensor]:
@@ -345,6 +366,20 @@ def load(network: nn.Module, folder: Path, *, own: str | None = None, base: str 
         if length is not None:
             layer.magnitude = nn.Parameter(length.chunk(place.parts)[place.part].clone())
     return names
+
+
+def on_base(network: nn.Module, folder: Path, told: Mapping[str, Any]) -> None:
+    """Makes a new network what a model folder without weights of its own says: its base (`told["base"]`, seen from the folder or a hub's
+    name) with the adapter merged in. Raises `ArtefactError` where the base is not there or is another one."""
+    place = folder / str(told["base"])
+    base = place if place.is_dir() else hub.locate(str(told["base"]))
+    network.begin(str(base))  # type: ignore[operator]
+    own = fingerprint(network)
+    if own != told["sha256"]:
+        found = f"the base in {base} has the fingerprint {own[:12]}…, and {folder} belongs to {str(told['sha256'])[:12]}…"
+        raise ArtefactError(f"{found}; put the base back as it was, or train with train.lora.merge: true to be free of it")
+    load(network, folder / "adapter", own=own, base=str(told["kept"]))
+    merge(network)
 
 
 def header(path: Path) -> dict[str, str]:

@@ -31,6 +31,8 @@ class LoraConfig:
     """Ends of names of linear layers, e.g. [q_proj, v_proj]; all of the attention and feed-forward layers where it is left out."""
     base: Literal["float32", "int8", "nf4"] = "float32"
     """How the frozen matrices are kept: int8 for each row, or nf4 in blocks of 64 with double quantisation (QLoRA, Dettmers et al. 2023)."""
+    merge: bool = True
+    """Whether the model folder holds the base's weights with the adapter in them; false keeps the adapter alone, which needs its base to load."""
     adapter: str | None = None
     """Folder of an adapter in PEFT's layout with which training begins; rank, alpha and targets are then its own."""
 
