@@ -153,7 +153,9 @@ def _output(
     found = predicted(column, answers, features)
     is_true = column.rules.evidence(truth[column.name], column.coder, column.state) if supervised else None
     labels = getattr(column.state, "labels", None)
-    names = _applicable(wanted or bound.tasks[column.name].metrics, column.kind)
+    task = bound.tasks[column.name]
+    measured = tuple(m for m, part in task.measured.items() if f"{column.name}.{part}" in answers.columns)
+    names = _applicable(wanted or (None if task.metrics is None else (*task.metrics, *measured)), column.kind)
     if is_true is None and not features_needed(column.kind):
         names = None  # nothing can be measured; what is odd is shown all the same
     options: dict[str, Any] = {"labels": labels, "seed": seed}
