@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -308,8 +309,8 @@ class Proof:
         server = command(self.folders["one"])
         draw = random.Random(4)
         bad: list[Any] = [
-            {"x": "no number"}, {"x": None}, {}, {"y": 3}, {"x": [1, 2]}, {"x": {"a": 1}}, {"x": 1e400}, {"x": "x" * 5000}, 7, "row", None, [], {"x": True, "z": 1},
-            {"x": float("nan")}, {"x": "１２"}, {"x": "\ud800"}, {"": 1},
+            {"x": "no number"}, {"x": None}, {}, {"y": 3}, {"x": [1, 2]}, {"x": {"a": 1}}, {"x": 1e400}, {"x": "x" * 5000}, 7, "row", None, [],
+            {"x": True, "z": 1}, {"x": float("nan")}, {"x": "１２"}, {"x": "\ud800"}, {"": 1},
         ]  # fmt: skip
         rows: dict[float, list[Any]] = {}
 
@@ -333,7 +334,8 @@ class Proof:
             innocent = [isinstance(r, dict) and set(r) == {"x"} and isinstance(r["x"], float) and abs(r["x"]) < 100 for r in sent]
             poisoned += not all(innocent)
             whole = told.status == 200 and len(found := json.loads(told.body)["predictions"]) == len(sent)
-            fine = whole and all(isinstance(a, float) and abs(a - r["x"]) < CLOSE * (1 + abs(r["x"])) for a, r, i in zip(found, sent, innocent, strict=True) if i)
+            pairs = [(a, r["x"]) for a, r, i in zip(found, sent, innocent, strict=True) if i] if whole else []
+            fine = whole and all(isinstance(a, float) and abs(a - x) < CLOSE * (1 + abs(x)) for a, x in pairs)
             if not fine and not (told.status == 400 and not all(innocent)):
                 faults.append(f"poison: {sent} got {told.status} {told.body[:200]!r}")
             harmed += not fine
@@ -400,10 +402,8 @@ class Proof:
         def drip() -> None:
             while not end.wait(1.0):
                 for s in held[1::2]:
-                    try:
+                    with contextlib.suppress(OSError):
                         s.send(b"a")
-                    except OSError:
-                        pass
 
         thread = threading.Thread(target=drip)
         thread.start()
