@@ -116,7 +116,7 @@ def test_no_drawer_of_helpers() -> None:
 
 def test_public_surface_is_pinned() -> None:
     assert sorted(modelyard.__all__) == [
-        "Model", "ModelyardError", "Project", "__version__", "check", "doctor", "evaluate", "export", "init", "load", "load_model",
+        "Model", "ModelyardError", "Project", "__version__", "chat", "check", "doctor", "evaluate", "export", "init", "load", "load_model",
         "plan", "predict", "prepare", "project", "report", "run", "runs", "serve", "train", "tune",
     ]  # fmt: skip
     for name in modelyard.__all__:

@@ -355,6 +355,26 @@ def test_a_text_is_the_same_alone_and_in_a_batch(params: dict[str, Any]) -> None
         assert alone["y.score"][0] == pytest.approx(together["y.score"][i], abs=1e-5)
 
 
+def test_no_parameters_make_a_block_too_large() -> None:
+    from modelyard.runtime.programs._writing import PLACES, ROWS, blocks
+
+    sizes = []
+
+    def read(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        sizes.append((len(inputs["x.tokens"]), inputs["x.tokens"].shape[1]))
+        return {"y.logits": np.zeros((len(inputs["x.tokens"]), V)), "end": np.full(len(inputs["x.tokens"]), 2)}
+
+    random = np.random.default_rng(0)
+    inputs = {"x.tokens": np.ones((600, 40), np.int32), "x.length": random.integers(1, 41, 600)}
+    most = {p.name: p.high for p in beam.PARAMS}
+    for longest, beams in ((128, 4), (16, 1), (int(most["max_length"] or 0), int(most["beams"] or 0))):
+        sizes.clear()
+        seen = np.concatenate([b.example_R for b in blocks({"read": read, "step": read}, inputs, longest, beams)])
+        assert sorted(seen.tolist()) == list(range(600)) and (np.diff(inputs["x.length"][seen]) >= 0).all()
+        assert max(n for n, _ in sizes) * beams <= ROWS and max(n for n, _ in sizes) * beams * longest <= PLACES
+        assert [w for _, w in sizes] == [int(inputs["x.length"][seen[s:][: sizes[0][0]]].max()) for s in range(0, 600, sizes[0][0])]
+
+
 @pytest.mark.parametrize(("width", "count"), [(11, 5), (640, 2), (6001, 9), (64, 64)])
 def test_the_largest_logits_are_found_without_sorting_all(width: int, count: int) -> None:
     from modelyard.runtime.programs._writing import top

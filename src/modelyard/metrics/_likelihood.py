@@ -1,6 +1,7 @@
 """Metrics of how likely a language model finds true texts: functions of sums over texts, so that intervals resample whole texts.
 
-`prediction` is (B, 4): Σ -log p of a text's tokens in nats, the number of its tokens, how many of them were the likeliest, its bytes in UTF-8.
+`prediction` is (B, 4): Σ -log p of a text's tokens in nats, the number of its tokens, how many of them were the likeliest, its bytes in UTF-8;
+or (B, 6) with pairs won and pairs there are, where rows have a worse answer beside the true one (`win_rate`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 
 from modelyard.metrics._contract import Metric, Sums, weights_or_ones
 
-NLL, TOKENS, HITS, BYTES = range(4)
+NLL, TOKENS, HITS, BYTES, WINS, PAIRS = range(6)
 
 
 def metric(name: str, better: Any, formula: Callable[[np.ndarray], np.ndarray], bounds: tuple[float, float]) -> Metric:

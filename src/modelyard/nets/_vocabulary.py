@@ -49,28 +49,33 @@ class _Normaliser(torch.autograd.Function):
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, teaches: bool) -> Tensor:
         rows = _rows(hidden_ND, weight_VD)
         grads, sums = [], []
-        grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if teaches else None
+        moves = teaches and ctx.needs_input_grad[1]  # a frozen matrix (adapters) needs no product
+        grad_VD = torch.zeros_like(weight_VD if moves else weight_VD[:0], dtype=torch.float32)
         for h in hidden_ND.split(rows):
-            z_NV = F.linear(h, weight_VD).float()
+            z_NV = F.linear(h, weight_VD.to(h.dtype)).float()
             top_N1 = z_NV.amax(1, keepdim=True)
             total_N1 = z_NV.sub_(top_N1).exp_().sum(1, keepdim=True)
             sums.append((top_N1 + total_N1.log())[:, 0])
-            if grad_VD is not None:
+            if teaches:
                 p_NV = z_NV.div_(total_N1)
-                grads.append(p_NV.to(h.dtype) @ weight_VD)
-                grad_VD.addmm_(p_NV.T, h.float())
-        if grad_VD is not None:
+                grads.append(p_NV.to(h.dtype) @ weight_VD.to(h.dtype))
+                if moves:
+                    grad_VD.addmm_(p_NV.T, h.float())
+        if teaches:
             ctx.save_for_backward(hidden_ND, weight_VD, torch.cat(grads), grad_VD)
         return torch.cat(sums)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor | None, None]:
         hidden_ND, weight_VD, grad_ND, grad_VD = ctx.saved_tensors
         g_N = upstream[0]
+        mine_ND = (grad_ND * g_N[:, None]).to(hidden_ND.dtype)
+        if not ctx.needs_input_grad[1]:
+            return mine_ND, None, None
         if bool((g_N == g_N[:1]).all()):
-            return (grad_ND * g_N[:, None]).to(hidden_ND.dtype), (grad_VD * g_N[:1].sum()).to(weight_VD.dtype), None
+            return mine_ND, (grad_VD * g_N[:1].sum()).to(weight_VD.dtype), None
         rows = _rows(hidden_ND, weight_VD)
         again_VD = torch.zeros_like(grad_VD)
         for h, g in zip(hidden_ND.split(rows), g_N.split(rows), strict=True):
-            again_VD.addmm_((F.linear(h, weight_VD).float().softmax(1) * g[:, None]).T, h.float())
-        return (grad_ND * g_N[:, None]).to(hidden_ND.dtype), again_VD.to(weight_VD.dtype), None
+            again_VD.addmm_((F.linear(h, weight_VD.to(h.dtype)).float().softmax(1) * g[:, None]).T, h.float())
+        return mine_ND, again_VD.to(weight_VD.dtype), None

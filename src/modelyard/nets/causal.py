@@ -299,16 +299,24 @@ class Network(nn.Module):
 
     def sums(self, tokens_BL: Tensor, counted_BL: Tensor | None, segments_BL: Tensor | None = None) -> Tensor:
         """(B, 2): Σ -log p of the counted tokens (None: all) given those before them, and their number."""
-        hidden_BLD = self.model(tokens_BL[:, :-1], None if segments_BL is None else segments_BL[:, :-1])
         if counted_BL is None:
+            hidden_BLD = self.model(tokens_BL[:, :-1], None if segments_BL is None else segments_BL[:, :-1])
             nll_BL = token_nll(hidden_BLD.flatten(0, 1), self.lm_head.weight, tokens_BL[:, 1:].flatten()).view(hidden_BLD.shape[:2])
             total_B = nll_BL.sum(1)
             return torch.stack([total_B, torch.full_like(total_B, nll_BL.shape[1])], 1)
-        counted_BL = counted_BL[:, 1:]
-        nll_N = token_nll(hidden_BLD[counted_BL], self.lm_head.weight, tokens_BL[:, 1:][counted_BL])
-        row_N = torch.arange(len(tokens_BL), device=tokens_BL.device)[:, None].expand_as(counted_BL)[counted_BL]
+        nll_N, row_N = self.each(tokens_BL, counted_BL, segments_BL=segments_BL)
         total_B = torch.zeros(len(tokens_BL), device=nll_N.device, dtype=nll_N.dtype).index_add(0, row_N, nll_N)
-        return torch.stack([total_B, counted_BL.sum(1).to(total_B.dtype)], 1)
+        return torch.stack([total_B, counted_BL[:, 1:].sum(1).to(total_B.dtype)], 1)
+
+    def each(
+        self, tokens_BL: Tensor, counted_BL: Tensor, temperature: float = 1.0, segments_BL: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(-log p (N,) of each counted token given those before it, its row (N,)), row by row; logits are divided by `temperature`."""
+        hidden_BLD = self.model(tokens_BL[:, :-1], None if segments_BL is None else segments_BL[:, :-1])
+        counted_BL = counted_BL[:, 1:]
+        hidden_ND = hidden_BLD[counted_BL] if temperature == 1 else hidden_BLD[counted_BL] / temperature
+        nll_N = token_nll(hidden_ND, self.lm_head.weight, tokens_BL[:, 1:][counted_BL])
+        return nll_N, torch.arange(len(tokens_BL), device=tokens_BL.device)[:, None].expand_as(counted_BL)[counted_BL]
 
     def logits(self, tokens_BL: Tensor) -> Tensor:
         """(B, L, V): for parity checks and small inputs."""

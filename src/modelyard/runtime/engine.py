@@ -108,6 +108,8 @@ class Text:
         self.ids: list[int] = []
         self.place = 0
         self.finish: str | None = None
+        self.end: int | None = None
+        """The id that ended it, which is none of `ids`."""
         self.cancelled = False
         self.score, self.gap = 0.0, np.inf
         self.error: str | None = None
@@ -341,6 +343,7 @@ class Engine:
         ask = text.ask
         value, top = (0.0, ()) if logprobs_V is None else (float(logprobs_V[token]), _top(logprobs_V, ask.logprobs or 0))
         if token in text.ends:
+            text.end = token
             self._end(text, "stop")
             return
         text.ids.append(token)

@@ -134,7 +134,7 @@ def bind(
     set_aside = list(source.set_aside)
     tables: dict[str, pl.DataFrame] = {}
     for name, (examples, origin) in framed.items():
-        carried = tuple(c for c in roles if c in examples.columns)
+        carried = tuple(c for c in dict.fromkeys((*roles, *getattr(module, "CARRIED", ()))) if c in examples.columns)
         judging = {c.name for c in outputs if not chosen[c.name].supervised}
         checked, _, gone = _check(pipeline, examples, origin, carried, name, config, mistakes.problems, judging)
         set_aside += gone

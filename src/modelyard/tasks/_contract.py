@@ -63,6 +63,8 @@ class Task:
     """The model that `auto` means for this task where the inputs do not decide."""
     metrics: tuple[str, ...] | None = None
     """None: those of the output's kind."""
+    measured: Mapping[str, str] = field(default_factory=dict)
+    """Further metrics of its own, each with the part of the answers that it needs: `win_rate` where they have `<output>.wins`."""
     reads: tuple[str, ...] = ()
     """Kinds of input that it is about: columns that could be of the first are taken as such, whatever else was guessed."""
     rewrites: str | None = None

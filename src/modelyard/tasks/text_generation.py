@@ -36,7 +36,8 @@ def examine(model: Any, rows: pl.DataFrame, output: str) -> tuple[Answers, pl.Se
     """(answers with how likely the true texts are, those texts).
 
     Beside `<output>`, written for the first `SAMPLES` rows, stand `<output>.nll` (Σ -log p of the tokens of the true text), `.tokens`,
-    `.hits` (tokens that were the likeliest) and `.bytes`. A corpus is scored in blocks of the length that training had, as in training.
+    `.hits` (tokens that were the likeliest) and `.bytes`, and for preferences `.wins` and `.pairs`. A corpus is scored in blocks of the
+    length that training had, as in training.
     """
     pipeline = model.pipeline
     column = pipeline.inputs[0].name
@@ -52,8 +53,22 @@ def examine(model: Any, rows: pl.DataFrame, output: str) -> tuple[Answers, pl.Se
     said = model.predict_examples(some.select(column), {"max_tokens": min(200, length), "temperature": 0.8 if corpus else 0.0}, 0)
     texts = [*said.columns[output].to_list(), *[None] * (rows.height - some.height)]
     columns = {output: pl.Series(texts, dtype=pl.String), f"{output}.nll": found[0], f"{output}.tokens": found[1], f"{output}.hits": found[2]}
+    columns |= {f"{output}.{k}": v for k, v in _won(model, rows, output, found[0], length).items()}
     columns[f"{output}.bytes"] = truth.fill_null("").str.len_bytes().cast(pl.Float64).to_numpy()
     return Answers(pl.DataFrame(columns), [], rows.height, model.name, model.version), truth
+
+
+def _won(model: Any, rows: pl.DataFrame, output: str, nll_B: np.ndarray, length: int) -> dict[str, np.ndarray]:
+    """`wins` (1, 0, or ½ where they are equal) and `pairs`, where rows have a worse answer, `rejected`; empty where none has."""
+    if "rejected" not in rows.columns or rows["rejected"].null_count() == rows.height:
+        return {}
+    pipeline, column = model.pipeline, model.pipeline.inputs[0].name
+    other = rows.with_columns(rows["rejected"].fill_null("").alias(output))
+    encoded = pipeline.encode(other.select(column))
+    ids = pipeline.targets(other, encoded.contexts)[f"{output}.ids"]
+    worse_B = _each(model.graphs["score"], encoded.arrays[f"{column}.tokens"], ids, length)[0]
+    pairs_B = rows["rejected"].is_not_null().to_numpy().astype(np.float64)
+    return {"wins": pairs_B * np.where(nll_B == worse_B, 0.5, nll_B < worse_B), "pairs": pairs_B}
 
 
 def _corpus(score: Any, ids: Ragged, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -109,6 +124,7 @@ TASK = Task(
     frame_config=language.config_of,
     default="causal",
     metrics=("perplexity", "nats_per_token", "bits_per_byte", "token_accuracy"),
+    measured={"win_rate": "wins"},
     program="complete",
     params=complete.PARAMS,
     examine=examine,

@@ -1,7 +1,8 @@
 """Texts to learn to write: an example is what is read (`prompt`, or `messages`) and what is to be written (`completion`).
 
 Rows come as in TRL and its kin: `text` (a corpus: nothing is read); `prompt`, `completion`; `messages` or `conversations` (the last
-answer is written, earlier ones count by a mask); alpaca's `instruction`, `input`, `output`. A corpus of a few long texts is cut into
+answer is written, earlier ones count by a mask); alpaca's `instruction`, `input`, `output`; `chosen` and `rejected` with a `prompt` or
+`messages`, or as two conversations that differ in their last answer (the chosen one is the completion). A corpus of a few long texts is cut into
 pieces (`PIECE` characters, at ends of lines), of which all but the first go on from the one before (a missing prompt), and is divided by
 position: its beginning trains.
 """
@@ -29,6 +30,8 @@ TEXTS = True
 """A .txt file is one text, and a folder of them one text each."""
 KINDS = {"prompt": "text", "messages": "messages"}
 """Inputs that a frame of this form has, with their kinds."""
+CARRIED = ("rejected", "label")
+"""Columns that methods of training and metrics read beside inputs and outputs."""
 PART = "part"
 """Column of corpora of a few texts: `train`, `valid` or `test`."""
 FEW = 20
@@ -39,7 +42,7 @@ HELD = 5_000
 READ = 2**22
 """Characters of a text in hand at once."""
 SCHEMA = {"prompt": pl.String, "completion": pl.String, PART: pl.String}
-LAYOUTS = "text; prompt and completion; messages (or conversations); instruction, input and output"
+LAYOUTS = "text; prompt and completion; messages (or conversations); instruction, input and output; prompt, chosen and rejected"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +90,13 @@ def examples(table: pl.DataFrame, config: Config, *, training: bool, whole: bool
     if config.completion is not None:
         if missing := [c for c in (config.prompt, config.completion) if c is not None and c not in has]:
             raise DataError("column(s) named for the texts are not there", [Problem(f"the data has {', '.join(table.columns)}", c) for c in missing])
-        if config.prompt is None:
+        if config.prompt is None and not {"prompt", "messages"} & has:
             return _corpus(table.rename({config.completion: "text"}) if config.completion != "text" else table, config, whole)
-        return _pairs(table.rename({config.prompt: "prompt", config.completion: "completion"})), origin
+        names = {config.completion: "completion"} | ({config.prompt: "prompt"} if config.prompt is not None else {})
+        table = table.drop("completion", strict=False).rename(names)
+        return (_pairs(table) if "prompt" in table.columns else table), origin
+    if {"chosen", "rejected"} <= has:
+        return _preferences(table), origin
     if {"messages", "completion"} <= has:
         return table, origin
     for name in ("messages", "conversations", "conversation"):
@@ -162,6 +169,40 @@ def _pairs(table: pl.DataFrame) -> pl.DataFrame:
 def _both(prompt: Any, completion: Any) -> str | None:
     read, written = conversation(prompt)[0], conversation(completion)[0]
     return json.dumps([*read, *written], ensure_ascii=False) if read and written else None
+
+
+def _preferences(table: pl.DataFrame) -> pl.DataFrame:
+    """The chosen answer as the completion, the other one beside it; what both answer is the prompt, or what their conversations share."""
+    read = next((c for c in ("prompt", "messages") if c in table.columns), None)
+    sides = [table[c].to_list() for c in ("chosen", "rejected")]
+    given = table[read].to_list() if read is not None else [None] * table.height
+    talks = read != "prompt" or any(not isinstance(v, str | None) for v in (*given, *sides[0], *sides[1]))
+    if not talks:
+        return table.rename({"chosen": "completion"})
+    rows: list[tuple[str | None, str | None, str | None]] = []
+    bad: list[str] = []
+    for number, (before, *answers) in enumerate(zip(given, *sides, strict=True), 1):
+        whole = [_answered(before, a) for a in answers]
+        if None in answers:
+            rows.append((None, None, None))
+            continue
+        if not (whole[0] and whole[1]) or whole[0][:-1] != whole[1][:-1]:
+            bad.append(str(number))
+            continue
+        rows.append((json.dumps(whole[0][:-1], ensure_ascii=False), whole[0][-1]["content"], whole[1][-1]["content"]))
+    if bad:
+        detail = Problem("chosen and rejected must be two answers of the assistant to the same messages", f"row {', '.join(bad[:5])}")
+        raise DataError(f"{len(bad)} pair(s) of answers cannot be compared", [detail])
+    made = pl.DataFrame(rows, schema={"messages": pl.String, "completion": pl.String, "rejected": pl.String}, orient="row")
+    return table.drop([c for c in ("prompt", "messages", "chosen", "rejected", "completion") if c in table.columns]).hstack(made)
+
+
+def _answered(before: Any, answer: Any) -> list[dict[str, Any]] | None:
+    """What was asked and the answer, a text or messages; None where they are no conversation that ends with an answer."""
+    asked = [] if before is None else conversation(before)[0] or [{"role": "user", "content": str(before)}]
+    said = conversation(answer)[0] or ([{"role": ANSWERS, "content": answer}] if isinstance(answer, str) and asked else [])
+    whole = [*asked, *said]
+    return whole if len(whole) > 1 and said and said[-1]["role"] == ANSWERS else None
 
 
 def _conversations(table: pl.DataFrame, name: str) -> pl.DataFrame:

@@ -92,9 +92,11 @@ class Text(Kind):
         return np.array([*column.to_list(), None], dtype=object)[:-1]
 
     def measured(self, answers: Mapping[str, pl.Series]) -> np.ndarray | None:
-        """(B, 4): -log p of the true text, its tokens, how many of them were the likeliest, its bytes."""
-        names = ("nll", "tokens", "hits", "bytes")
-        return np.stack([answers[n].to_numpy() for n in names], 1) if all(n in answers for n in names) else None
+        """(B, 4): -log p of the true text, its tokens, how many of them were the likeliest, its bytes; (B, 6) with pairs won and pairs."""
+        names = ["nll", "tokens", "hits", "bytes"]
+        if not all(n in answers for n in names):
+            return None
+        return np.stack([answers[n].to_numpy() for n in [*names, *(n for n in ("wins", "pairs") if n in answers)]], 1)
 
     def summary(self, column: pl.Series) -> dict[str, Any]:
         """Lengths in characters and words, empty and distinct texts, share of Han characters (a hint at the language)."""

@@ -34,6 +34,11 @@ def rebuild(folder: Path, manifest: Mapping[str, Any], pipeline: Pipeline, *, tr
 
     shapes = (pipeline.parts(), pipeline.cardinalities(), pipeline.heads())
     network = builder.build(manifest["model"]["net"], *shapes, trust_code=trust_code)
+    if "adapter" in manifest["model"]:
+        from modelyard.nets import _adapters
+
+        _adapters.on_base(network, folder, manifest["model"]["adapter"])
+        return network.eval()  # type: ignore[no-any-return]
     weights = {name: torch.from_numpy(array.copy()) for name, array in read_arrays(folder / WEIGHTS).items()}
     try:
         network.restore(weights) if hasattr(network, "restore") else network.load_state_dict(weights, strict=True)  # type: ignore[operator]

@@ -13,8 +13,9 @@ import numpy as np
 
 from modelyard.runtime.answers import Graph
 
-ROWS = 128
-"""Texts that are written together: their keys and values stay below about 100 MB for the nets of this size, and few are padded."""
+ROWS, PLACES = 256, 2**15
+"""Rows that are written together, and tokens that they may come to: the keys and values of 4 layers of width 128 are 4 KB a token, so
+that no call, whatever its parameters, holds more than 134 MB of them (twice that while a token is added)."""
 
 LOGITS = ".logits"
 RUN = 64
@@ -47,8 +48,12 @@ class Block:
         self.logits_RV, self.example_R = self.logits_RV[rows], self.example_R[rows]
 
 
-def blocks(graphs: Mapping[str, Graph], inputs: Mapping[str, np.ndarray], rows: int = ROWS) -> Iterator[Block]:
-    """Blocks of up to `rows` examples, the shortest first, read; what was padded beyond a block's longest is cut off."""
+def blocks(graphs: Mapping[str, Graph], inputs: Mapping[str, np.ndarray], longest: int, beams: int = 1) -> Iterator[Block]:
+    """Blocks of examples, the shortest first, read; what was padded beyond a block's longest is cut off.
+
+    A block has as many examples as have room with `beams` rows each of up to `longest` tokens.
+    """
+    rows = max(1, min(ROWS, PLACES // longest) // beams)
     lengths = {name.removesuffix(".length"): array for name, array in inputs.items() if name.endswith(".length")}
     total_B = sum(lengths.values()) if lengths else np.zeros(len(next(iter(inputs.values()))), np.int64)
     order = np.argsort(total_B, kind="stable")
@@ -56,10 +61,10 @@ def blocks(graphs: Mapping[str, Graph], inputs: Mapping[str, np.ndarray], rows: 
         example_R = order[start : start + rows]
         some = {name: array[example_R] for name, array in inputs.items()}
         for column, length_B in lengths.items():
-            longest = max(1, int(length_B[example_R].max(initial=0)))
+            width = max(1, int(length_B[example_R].max(initial=0)))
             for name in some:
                 if name.rsplit(".", 1)[0] == column and some[name].ndim > 1:
-                    some[name] = some[name][:, :longest]
+                    some[name] = some[name][:, :width]
         found = dict(graphs["read"](some))
         key = next(name for name in found if name.endswith(LOGITS))
         logits_RV, end_R = found.pop(key), found.pop("end")

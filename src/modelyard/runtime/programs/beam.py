@@ -15,7 +15,7 @@ import numpy as np
 from modelyard.errors import Problem, UsageError
 from modelyard.runtime.answers import Graph, Param, Randomness
 from modelyard.runtime.programs import generate
-from modelyard.runtime.programs._writing import ROWS, Block, Texts, blocks, log_total, top
+from modelyard.runtime.programs._writing import Block, Texts, blocks, log_total, top
 from modelyard.runtime.sampling import PARAMS as DRAWN
 
 PARAMS = (
@@ -35,7 +35,7 @@ def run(graphs: Mapping[str, Graph], inputs: dict[str, np.ndarray], params: Mapp
         reason = "beam search takes the most likely texts; write beams=1 to draw them"
         raise UsageError("wrong parameters: " + reason, [Problem(reason, f"params.{name}") for name in drawing])
     texts, block = Texts(), None
-    for block in blocks(graphs, inputs, max(1, 2 * ROWS // params["beams"])):
+    for block in blocks(graphs, inputs, params["max_length"], params["beams"]):
         _Search(block, params).run(texts)
     assert block is not None
     return texts.arrays(block.output, block.end)

@@ -12,13 +12,13 @@ from modelyard.runtime.programs._writing import Block, Texts, blocks, log_total,
 from modelyard.runtime.sampling import PARAMS as DRAWN
 from modelyard.runtime.sampling import adjust, choose
 
-PARAMS = (*DRAWN, Param("max_length", "int", 128, 1, 4096, doc="tokens written at most"))
+PARAMS = (*DRAWN, Param("max_length", "int", 128, 1, 1024, doc="tokens written at most"))
 
 
 def run(graphs: Mapping[str, Graph], inputs: dict[str, np.ndarray], params: Mapping[str, Any], random: Randomness) -> dict[str, np.ndarray]:
     """`<output>.ids`, `<output>.score` and `<output>.gap` of every example; a text that has ended costs nothing any more."""
     texts, block = Texts(), None
-    for block in blocks(graphs, inputs):
+    for block in blocks(graphs, inputs, params["max_length"]):
         _write(block, params, random, texts)
     assert block is not None
     return texts.arrays(block.output, block.end)

@@ -203,6 +203,7 @@ class Call:
         """A whole text."""
         words, n = self.words[index], len(self.wanted.asks) // len(self.wanted.prompts)
         found: dict[str, Any] = {"index": index, "finish_reason": words.finish, "logprobs": words.told()}
+        found |= {"token_ids": list(self.texts[index].ids)} if self.wanted.ids else {}
         if self.wanted.chat:
             return found | {"message": {"role": "assistant", "content": words.text, "refusal": None}}
         return found | {"text": (self.wanted.echo[index // n] if self.wanted.echo else "") + words.text}
@@ -213,6 +214,7 @@ class Call:
         words.fresh()
         words.add(said)
         found: dict[str, Any] = {"index": index, "finish_reason": said.finish, "logprobs": words.told()}
+        found |= {"token_ids": [] if said.token is None else [said.token]} if self.wanted.ids else {}
         if self.wanted.chat:
             start = {"role": "assistant", "content": ""} if first else {}
             return found | {"delta": start | ({"content": said.text} if said.text else {})}
@@ -331,7 +333,7 @@ class Answer(Response):
             texts[index] += said.text
             if said.finish in ("error", "cancelled"):
                 break
-            if said.text or said.finish or index in first or (call.wanted.logprobs and said.token is not None):
+            if said.text or said.finish or index in first or ((call.wanted.logprobs or call.wanted.ids) and said.token is not None):
                 chunk = call.body([call.piece(index, said, index in first)], True)
                 first.discard(index)
                 await _event(send, chunk | ({"usage": None} if call.wanted.usage else {}))

@@ -39,7 +39,7 @@ NUMBERS: dict[str, tuple[type, float, float, Any]] = {
     "max_tokens": (int, 1, 10**9, None), "max_completion_tokens": (int, 1, 10**9, None), "best_of": (int, 1, CHOICES, None),
 }  # fmt: skip
 """(type, least, most, value where it is left out)."""
-SWITCHES = ("stream", "ignore_eos", "echo")
+SWITCHES = ("stream", "ignore_eos", "echo", "return_token_ids")
 IGNORED = {
     "user", "store", "metadata", "service_tier", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "verbosity", "modalities",
     "prediction", "reasoning_effort", "web_search_options", "audio", "functions", "function_call", "suffix", "prompt_cache_retention",
@@ -63,6 +63,8 @@ class Wanted:
     usage: bool = False
     logprobs: bool = False
     echo: list[str] = field(default_factory=list)
+    ids: bool = False
+    """Whether the ids are told (vLLM's `return_token_ids`)."""
 
 
 class Wrong(Refused):
@@ -119,7 +121,7 @@ class Reader:
             for i in range(numbers["n"])
         ]
         echo = [self.desk.vocabulary.text(p.tolist()) for p in prompts] if switches["echo"] else []
-        return Wanted(self.chat, asks, prompts, bool(switches["stream"]), usage, logprobs is not None, echo)
+        return Wanted(self.chat, asks, prompts, bool(switches["stream"]), usage, logprobs is not None, echo, bool(switches["return_token_ids"]))
 
     def _constraint(self, rule: Rule | None) -> Constrained | None:
         return None if rule is None else rule.text(self.desk.vocabulary.pieces)

@@ -196,7 +196,8 @@ def _fit_named(bound: Bound, model: Any, job: _Job) -> tuple[Path, dict[str, Any
 
     calibrate.require(bound, job.config)
     choice = learner.choose(model, bound.pipeline, bound.tasks, bound.rows["train"])
-    job.say(f"training {', '.join(choice.names)} on {bound.rows['train']} examples")
+    if job.progress:
+        job.progress(0, 1, f"{', '.join(choice.names)} on {bound.rows['train']} examples")
     job.run.update(state="training", model={"model": choice.names}, data=_data(bound))
     if not choice.parts:
         return _fit_one(bound, choice, job, job.run.model, job.run.folder / "checkpoints")
@@ -246,7 +247,7 @@ def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints:
         weights = share if weights is None else weights[owner] * share
     began = time.monotonic()
     graphs: dict[str, Graph]
-    beside: dict[str, str] = {}
+    beside: dict[str, str | bytes] = {}
     if choice.estimator:
         from modelyard.verbs.train import fit_estimator
         from modelyard.verbs.train.weights import row_weights
@@ -268,9 +269,11 @@ def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints:
         section, network, parameters, result, used, origins = fit_net.fit(
             spec, families, pipeline, bound.tasks, arrays["train"], arrays.get("valid"), config, weights=weights,
             folder=checkpoints, resume=job.resume, events=job.run.event, stop=job.stop, progress=job.progress, device=job.device,
-            judge=watcher(bound, config),
+            judge=watcher(bound, config), rows=frames if bound.stream is None and owner is None else None,
         )  # fmt: skip
         graphs, stored, beside = torch_graphs(network), {}, fit_net.beside(network, pipeline)
+        if alone := fit_net.alone(network, target):
+            section, parameters = {**section, **alone}, {}
         training = {
             "seconds": result.seconds, "steps": result.steps, "epochs": result.epochs, "stopped": result.stopped,
             "best_epoch": result.best_epoch + 1, "settings": {k: getattr(used, k.split(".")[1]) for k in origins}, "origins": origins,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from modelyard.settings import Between, Duration
+from modelyard.verbs.train.methods import DpoConfig, GrpoConfig, KtoConfig, LoraConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,14 @@ class TrainConfig:
     """Gradual unfreezing: the heads learn first, and every so many epochs one layer more from the top. For nets."""
     layer_decay: Annotated[float, Between(0.01, 1)] | None = None
     """Each layer learns at this share of the rate of the one above it (0.38 is Howard & Ruder's 1/2.6); 1 is the same rate for all. For nets."""
+    lora: LoraConfig | None = None
+    """Small matrices learn beside those of a base, which stay as they are (LoRA, DoRA, QLoRA); `{}` takes the defaults."""
+    dpo: DpoConfig | None = None
+    """Goes on from a base with pairs of a better and a worse answer (direct preference optimisation)."""
+    kto: KtoConfig | None = None
+    """Goes on from a base with answers marked good or bad."""
+    grpo: GrpoConfig | None = None
+    """Goes on from a base with answers that it writes itself and that a rule rewards."""
     temperature: Annotated[float, Between(0.001, 10)] | None = None
     """Of contrastive losses: similarities are divided by it; without it 0.05."""
     mask: Annotated[float, Between(0.01, 0.9)] = 0.15

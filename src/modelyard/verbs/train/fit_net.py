@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
 from modelyard import registry, settings
@@ -23,7 +24,7 @@ from modelyard.nets import _network
 from modelyard.runtime.pipeline import Pipeline
 from modelyard.store import hub
 from modelyard.tasks._contract import Task
-from modelyard.verbs.train import freeze, monotone, texts
+from modelyard.verbs.train import align, freeze, lora, monotone, texts
 from modelyard.verbs.train.config import TrainConfig, resolve
 from modelyard.verbs.train.learner import Choice, answerable
 from modelyard.verbs.train.loop import Augment, Fit, Result, Rewrite, Term
@@ -80,8 +81,11 @@ def fit(
     progress: Callable[[int, int, str], None] | None,
     device: str,
     judge: Callable[[torch.nn.Module], float] | None = None,
+    rows: Mapping[str, pl.DataFrame] | None = None,
 ) -> tuple[dict[str, Any], torch.nn.Module, dict[str, np.ndarray], Result, TrainConfig, dict[str, str]]:
-    """(manifest section, network, weights, result, resolved settings, their origins)."""
+    """(manifest section, network, weights, result, resolved settings, their origins). `rows` are the examples behind the arrays, of which
+    the methods of `align` read more columns."""
+    families = [*align.defaults(config), *families]
     if config.budget and any(getattr(registry.load("nets", e["name"]), "FILLS_BUDGET", False) for e in spec.get("nets", {}).values()):
         families = [{**family, "epochs": UNBOUNDED} for family in families]
     config, origins = resolve(config, *families)
@@ -104,21 +108,29 @@ def fit(
     )
     if notes := _network.begin(network, spec):
         events({"event": "base", "notes": notes})
+    adapter = lora.prepare(network, spec, config)
     terms = [term(pipeline, tasks[h.output], h.output, h.key, config, train[1]) for h in heads]
     # a batch that the user names counts before the tokens that the family names
     tokens = None if "train.batch" not in origins and "train.batch_tokens" in origins else config.batch_tokens
     valid = answerable(valid)
-    batches, checks, notes = _batches(network, train, valid, replace(config, batch_tokens=tokens), weights)
+    arranged = align.arrange(network, align.Asked(spec, pipeline, rows, replace(config, batch_tokens=tokens), device, weights, events))
+    trained: torch.nn.Module = network
+    if arranged is not None:
+        trained, batches, checks, notes = align.Aligned(network, arranged.objective), arranged.batches, arranged.checks, arranged.notes
+    else:
+        batches, checks, notes = _batches(network, train, valid, replace(config, batch_tokens=tokens), weights)
     if notes:
         events({"event": "texts", "notes": notes})
     hook = augmentation(config, pipeline)
     rewrite = rewriting(tasks, pipeline, config)
     before = freeze.prepare(network, config)
     if config.smoke and not resume:
-        _smoke(network, terms, batches, checks, config, hook, device, rewrite)
-    job = Fit(network, terms, batches, checks, config, augment=hook, device=device, rewrite=rewrite, before=before, judge=judge)
+        _smoke(trained, terms, batches, checks, config, hook, device, rewrite)
+    job = Fit(trained, terms, batches, checks, config, augment=hook, device=device, rewrite=rewrite, before=before, judge=judge)
     result = job.run(folder, events, stop, resume=resume, progress=progress)
     network.to("cpu").eval()
+    if adapter is not None:
+        network.learnt = adapter, lora.finish(network, adapter)  # type: ignore[assignment]
     stored = network.stored() if hasattr(network, "stored") else network.state_dict()  # type: ignore[operator]
     state = {k: v.detach().cpu().contiguous().numpy() for k, v in stored.items()}
     return section(spec, network), network, state, result, config, origins
@@ -149,10 +161,23 @@ def _batches(
     return batches, None if valid is None else Batches(valid[0], valid[1], batch=512, shuffle=False, tokens=config.batch_tokens), []
 
 
-def beside(network: torch.nn.Module, pipeline: Pipeline) -> dict[str, str]:
-    """Files that a network wants beside its weights, by name (Hugging Face's layout)."""
+def beside(network: torch.nn.Module, pipeline: Pipeline) -> dict[str, str | bytes]:
+    """Files that a network wants beside its weights, by name (Hugging Face's layout), and those of its adapter."""
     states = {c.name: c.state for c in (*pipeline.inputs, *pipeline.outputs)}
-    return network.files(states) if hasattr(network, "files") else {}  # type: ignore[operator,no-any-return]
+    files: dict[str, str | bytes] = network.files(states) if hasattr(network, "files") else {}  # type: ignore[operator]
+    learnt = _learnt(network)
+    return files if learnt is None else {**files, **learnt[1]}
+
+
+def alone(network: torch.nn.Module, target: Path) -> dict[str, Any]:
+    """The manifest's word on an adapter that is saved without its base, for the model folder `target`; empty where the weights are saved."""
+    learnt = _learnt(network)
+    return {} if learnt is None or learnt[0].config.merge else {"adapter": lora.told(learnt[0], target)}
+
+
+def _learnt(network: torch.nn.Module) -> tuple[lora.Adapter, dict[str, str | bytes]] | None:
+    """What `fit` left of an adapter before it was merged."""
+    return getattr(network, "learnt", None)
 
 
 def statistics(pipeline: Pipeline) -> dict[str, Any]:

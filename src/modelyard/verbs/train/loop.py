@@ -161,7 +161,7 @@ class Fit:
         self.matrices = [p for p in self.guard.parameters if p.ndim > 1]
         self.step, self.steps = 0, max(1, train.steps * int(config.epochs or 1))
         self.best, self.best_epoch, self.stale, self.plateau = math.inf, -1, 0, 1.0
-        self.averaged = {k: v.detach().clone() for k, v in network.state_dict().items()} if config.ema else None
+        self.averaged = {k: v.detach().clone() for k, v in self.state().items()} if config.ema else None
         self.kept: dict[str, torch.Tensor] | None = None
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
@@ -176,6 +176,16 @@ class Fit:
         compiled = config.compile is True or (config.compile == "auto" and device.startswith("cuda"))
         self.forward: Callable[..., dict[str, torch.Tensor]] = torch.compile(network) if compiled else network
         self.sees_targets = bool(getattr(network, "sees_targets", False))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What training changes of the network: all of it, or the entries that it names as `moving` (adapters beside a frozen base)."""
+        whole = self.network.state_dict()
+        moving = getattr(self.network, "moving", None)
+        return whole if moving is None else {k: whole[k] for k in sorted(moving)}
+
+    def put(self, state: Mapping[str, torch.Tensor]) -> None:
+        """The other way round."""
+        self.network.load_state_dict(dict(state), strict=getattr(self.network, "moving", None) is None)
 
     # -- one step -------------------------------------------------------------------------------------------------------
 
@@ -286,7 +296,7 @@ class Fit:
         """Running average of the weights (Polyak & Juditsky 1992); counters are copied."""
         assert self.averaged is not None
         decay = min(float(self.config.ema or 0), (1 + self.step) / (10 + self.step))  # the start is forgotten quickly
-        now = self.network.state_dict()
+        now = self.state()
         floats = [k for k, v in self.averaged.items() if v.is_floating_point()]
         torch._foreach_lerp_([self.averaged[k] for k in floats], [now[k] for k in floats], 1 - decay)
         for name in self.averaged.keys() - set(floats):
@@ -369,14 +379,14 @@ class Fit:
         """The weights that would be saved (the average, where one is kept), in evaluation mode."""
         own, was = None, self.network.training
         if self.averaged is not None:
-            own = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-            self.network.load_state_dict(self.averaged)
+            own = {k: v.detach().clone() for k, v in self.state().items()}
+            self.put(self.averaged)
         self.network.eval()
         try:
             yield
         finally:
             if own is not None:
-                self.network.load_state_dict(own)
+                self.put(own)
             self.network.train(was)
 
     def validate(self) -> float:
@@ -393,10 +403,10 @@ class Fit:
         return float(sum(t.weight * value / max(unit, 1e-12) for t, value, unit in pairs))
 
     def _current(self) -> dict[str, torch.Tensor]:
-        return self.averaged if self.averaged is not None else self.network.state_dict()
+        return self.averaged if self.averaged is not None else self.state()
 
     def _install(self) -> None:
-        self.network.load_state_dict(self.kept if self.kept is not None else dict(self._current()))
+        self.put(self.kept if self.kept is not None else self._current())
         self.network.eval()
 
     # -- time budget ----------------------------------------------------------------------------------------------------
@@ -435,7 +445,7 @@ class Fit:
     def _affordable(self, began: float) -> int:
         """Steps that fit into the budget, from the speed of a few on a copy of the state (20 of them, 3 s or 5 % at most)."""
         budget = float(self.config.budget or 0)
-        before = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        before = {k: v.detach().clone() for k, v in self.state().items()}
         averaged = None if self.averaged is None else {k: v.clone() for k, v in self.averaged.items()}
         self.network.train()
         if self.before is not None:
@@ -454,7 +464,7 @@ class Fit:
             start = time.monotonic()
             self.validate()
             check = time.monotonic() - start
-        self.network.load_state_dict(before)
+        self.put(before)
         self.averaged, self.step = averaged, 0
         self.optimiser = make(self.network, self.config)
         left = (1 - RESERVE) * budget - (time.monotonic() - began)
@@ -466,7 +476,7 @@ class Fit:
     def _save(self, folder: Path, began: float) -> None:
         self.seconds = time.monotonic() - began
         self.guard.weights(self.step)
-        arrays = {f"net/{k}": _array(v) for k, v in self.network.state_dict().items()}
+        arrays = {f"net/{k}": _array(v) for k, v in self.state().items()}
         for name, group in (("ema", self.averaged), ("best", self.kept)):
             arrays |= {f"{name}/{k}": _array(v) for k, v in (group or {}).items()}
         plain: dict[str, float] = {}
@@ -497,7 +507,7 @@ class Fit:
         pick = lambda prefix: {  # noqa: E731
             k.removeprefix(prefix): torch.from_numpy(v.copy()).to(self.device) for k, v in arrays.items() if k.startswith(prefix)
         }
-        self.network.load_state_dict(pick("net/"))
+        self.put(pick("net/"))
         self.averaged = pick("ema/") or self.averaged
         self.kept = pick("best/") or None
         state: dict[int, dict[str, Any]] = {}

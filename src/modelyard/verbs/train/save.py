@@ -41,12 +41,12 @@ def save(
     config: TrainConfig | None = None,
     rows: list[dict[str, Any]] | None = None,
     held: Mapping[str, calibrate.Evidence] | None = None,
-    beside: Mapping[str, str] | None = None,
+    beside: Mapping[str, str | bytes] | None = None,
 ) -> Path:
     """Make the model folder; `rows` are the stored examples, chosen here where none are given, and `held` out-of-fold outputs to
     calibrate on where there are no validation rows.
 
-    `beside` are texts that lie at the folder's root with the weights, by name (Hugging Face's layout).
+    `beside` are files that lie at the folder's root with the weights, by name (Hugging Face's layout), or below it.
     `model` is the manifest's section (backend, net or estimator, program, params); `weights` a net's parameters, `arrays`
     an estimator's; `facts` what else the manifest tells (parents, metrics, training). With `config` what it asks for after training is
     fitted (calibration, coverage), stored as post steps and told in `facts["promises"]`.
@@ -80,7 +80,8 @@ def save(
             if content:
                 write_arrays(target / file, dict(content), {"format": "pt"} if beside and file == "model.safetensors" else None)
         for file, text in (beside or {}).items():
-            (target / file).write_text(text, encoding="utf-8")
+            (target / file).parent.mkdir(exist_ok=True)
+            (target / file).write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
         write_examples(target, stored)
         (target / "README.md").write_text(card(manifest, fitted.signature), encoding="utf-8")
 
