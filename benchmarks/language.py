@@ -1,6 +1,6 @@
 """Language models from nothing: Tiny Shakespeare within ten minutes, and tokens/s beside `transformers`' Trainer.
 
-    python benchmarks/language.py quality [--budget 9m]
+    python benchmarks/language.py quality [--budget 5m]
     python benchmarks/language.py speed [--seconds 60] [--threads 2] [--precision auto|float32|bf16] [--dropout 0.1]
     python benchmarks/language.py gpu
     python benchmarks/language.py gpu-lora
@@ -225,7 +225,7 @@ def main() -> int:
     """Runs what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["quality", "speed", "gpu", "gpu-lora"])
-    parser.add_argument("--budget", default="9m")
+    parser.add_argument("--budget", default="5m")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=["auto", "float32", "bf16"], default="auto")

@@ -444,6 +444,26 @@ def test_fine_tuning_that_is_killed_ends_in_the_same_bits(folder: Path) -> None:
     assert weights[0] == weights[1]
 
 
+def test_what_counts_is_coloured(folder: Path) -> None:
+    """The preview of plan and report is the mask of the loss: earlier answers and the last one, never what was asked."""
+    whole = [[*TALK, {"role": "assistant", "content": f"<{WORDS[i % 10]}>"}] for i in range(30)]
+    write(folder / "talk.jsonl", [{"messages": w} for w in whole])
+    model = {**SMALL, "context": 96}
+    planned = modelyard.plan(data="talk.jsonl", task="text-generation", model=model)
+    assert len(planned.preview) == 3
+    for row in planned.preview:
+        text = "".join(t for t, _ in row)
+        assert text.startswith("<|im_start|>user⏎two".replace("⏎", "\n")) and text.count("<|im_end|>") == 4
+        counted = "".join(t for t, mark in row if mark)
+        assert counted.startswith("2<|im_end|>\n<") and counted.count("<|im_end|>") == 2 and "user" not in counted and "three" not in text[-20:]
+    assert "⟦2<|im_end|>⏎⟧" in str(planned)
+    result = train("talk.jsonl", model)
+    page = (result.run / "report.html").read_text(encoding="utf-8")
+    assert "<mark>2</mark><mark>&lt;|im_end|&gt;</mark>" in page and "<span>t</span><span>w</span><span>o</span>" in page
+    shown = json.loads((result.run / "samples" / "evaluation.json").read_text(encoding="utf-8"))["valid"]["completion"]["samples"]
+    assert shown and all(s["prediction"] not in ("None", "") for s in shown)
+
+
 OFFLINE = """
 import sys
 def hook(event, args):
