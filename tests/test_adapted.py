@@ -24,7 +24,6 @@ from modelyard.errors import ArtefactError, ConfigError, Unsupported
 from modelyard.nets import _adapters
 from modelyard.runtime.backends.torch import rebuild
 from modelyard.runtime.model import Model
-from modelyard.store import folder as store
 from modelyard.verbs.export import export
 from modelyard.verbs.export import gguf as written
 from modelyard.verbs.train import Trained, train
@@ -116,6 +115,30 @@ def test_training_goes_on_from_an_adapter_and_not_on_another_base(base: Path) ->
         fit(base, sums(60, 1), {**BASE, "base": "runs/unlike-0001"}, "wrong", lora=LoraConfig(adapter=str(first.model)))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_encoders_take_adapters_too(tmp_path: Path) -> None:
+    """Classification: the head and the layer before it learn whole, as PEFT's `modules_to_save` have it."""
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    rows = [{"text": f"the {WORDS[i % 10]} of {WORDS[i % 7]}", "label": "even" if i % 2 else "odd"} for i in range(60)]
+    words = {"name": "bert", "width": 16, "layers": 2, "heads": 2, "feedforward": 32}
+    fit(tmp_path, rows, words, "encoder", task="classification", target="label", epochs=1)
+    settings = {"task": "classification", "target": "label", "epochs": 2, "lr": 1e-2}
+    found = fit(tmp_path, rows, {"name": "bert", "base": "runs/encoder-0001"}, "tuned", lora=LoraConfig(rank=4), **settings)
+    model = Model.load(found.model)
+    config = json.loads((found.model / "adapter" / _adapters.CONFIG).read_text(encoding="utf-8"))
+    assert config["modules_to_save"] == ["classifier", "pooler"]
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "runs/encoder-0001/model")
+    tokens = torch.tensor([[1, 5, 6, 7, 2], [1, 8, 9, 4, 2]])
+    before = plain.eval()(tokens).logits
+    theirs = peft.PeftModel.from_pretrained(plain, found.model / "adapter").eval()
+    merged = transformers.AutoModelForSequenceClassification.from_pretrained(found.model).eval()
+    assert torch.allclose(theirs(tokens).logits, merged(tokens).logits, atol=1e-5) and (before - merged(tokens).logits).abs().max() > 1e-2
+    made = export(found.model, "onnx")
+    assert Model.load(made.folder).predict(rows[:5]).to_json()[0]["label"] == model.predict(rows[:5]).to_json()[0]["label"]
+    with pytest.raises(Unsupported, match="a head beside it"):
+        fit(tmp_path, rows, {"name": "bert", "base": "runs/encoder-0001"}, "alone", lora=LoraConfig(rank=4, merge=False), **settings)
+
+
 def test_what_makes_no_sense_is_refused(base: Path) -> None:
     with pytest.raises(Unsupported, match=r"name it as model\.base"):
         fit(base, sums(20), SMALL, "none", lora=LoraConfig())
@@ -144,7 +167,8 @@ def test_gguf_is_read_by_others(kind: str, tmp_path: Path) -> None:
     assert values[f"{name}.attention.head_count"] == 4 and values[f"{name}.embedding_length"] == 32
     vocabulary = json.loads(state.tokenizer)["model"]["vocab"]
     assert values["tokenizer.ggml.tokens"][max(vocabulary.values())] == max(vocabulary, key=vocabulary.get) and len(values["tokenizer.ggml.merges"])
-    assert values["tokenizer.ggml.pre"] == "gpt-2" and values["tokenizer.ggml.eos_token_id"] == state.ends[0] and "im_start" in values["tokenizer.chat_template"]
+    assert values["tokenizer.ggml.pre"] == "gpt-2" and values["tokenizer.ggml.eos_token_id"] == state.ends[0]
+    assert "im_start" in values["tokenizer.chat_template"]
     shapes = {t.name: tuple(t.shape.tolist()) for t in read.tensors}
     assert shapes["token_embd.weight"] == (32, state.size) and ("output.weight" in shapes) == (kind == "llama")
     assert shapes["blk.1.ffn_down.weight"][1] == 32 and all(t.tensor_type == gguf.GGMLQuantizationType.F32 for t in read.tensors)
