@@ -68,6 +68,11 @@ def take(array: Array, index: np.ndarray) -> Array:
     return array.take(index) if isinstance(array, Ragged) else array[index]
 
 
+def part(array: Array, start: int, end: int) -> Array:
+    """Examples `start` to `end`; a dense array is not copied."""
+    return array.take(np.arange(start, end)) if isinstance(array, Ragged) else array[start:end]
+
+
 def concat(parts: Sequence[Array]) -> Array:
     """Stack the examples of several arrays, all dense or all ragged."""
     ragged = [p for p in parts if isinstance(p, Ragged)]

@@ -25,11 +25,16 @@ def dropout(x: Tensor, share: float, training: bool) -> Tensor:
     return found
 
 
+def kept(x: Tensor, cut: int) -> Tensor:
+    """0 for `cut` of 256 values of `x`, and what makes up for them for the others."""
+    bits = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)  # type: ignore[call-overload]
+    return (bits.view(torch.uint8)[: x.numel()].view(x.shape) >= cut).to(x.dtype).mul_(STEPS / (STEPS - cut))
+
+
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cut: int) -> Tensor:
-        bits = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)  # type: ignore[call-overload]
-        keep = (bits.view(torch.uint8)[: x.numel()].view(x.shape) >= cut).to(x.dtype).mul_(STEPS / (STEPS - cut))
+        keep = kept(x, cut)
         ctx.save_for_backward(keep)
         return x * keep
 

@@ -39,6 +39,8 @@ NEXT = 100
 SHADOW = "shadow"
 DRAIN = 10
 """Seconds that requests in flight get when the server is told to stop."""
+LINGER = 0.25
+"""Seconds for which it still takes connections, while answers say that it closes them and the health check that it is not ready."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,20 +161,27 @@ class Server:
 
     def engine(self) -> Any:
         """The uvicorn server; it stops accepting, answers what is in flight, and ends."""
+        import asyncio
+
         import uvicorn
 
         from modelyard.verbs.serve.protocol import Protocol
 
-        fleet = self.fleet
+        fleet, protocol = self.fleet, Protocol.of(self.fleet.short, self.config.limit)
 
         class Engine(uvicorn.Server):
             async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
                 fleet.ready(False)
+                protocol.draining = True
+                await asyncio.sleep(LINGER)
+                for listening in sockets or []:
+                    listening.listen(0)  # nobody new; those in the queue are let in, whom closing it would send away
+                await asyncio.sleep(LINGER / 5)
                 await super().shutdown(sockets)
 
         return Engine(uvicorn.Config(
             fleet, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=DRAIN,
-            timeout_keep_alive=30, http=Protocol.of(fleet.short, self.config.limit), server_header=False, ws="none",
+            timeout_keep_alive=30, http=protocol, server_header=False, ws="none",
         ))  # fmt: skip
 
     def __enter__(self) -> Server:

@@ -25,6 +25,8 @@ PATIENCE = 20.0
 """Seconds until a request, or the first one of a connection, has come."""
 SLOWEST = 64 * 1024
 """Bytes a second that a large body must keep up beyond that."""
+GRACE = 0.25
+"""Seconds that an idle connection stays open when the server is told to stop: what its caller has sent before it could know is answered."""
 
 
 class Protocol(HttpToolsProtocol):
@@ -34,6 +36,8 @@ class Protocol(HttpToolsProtocol):
     """Addresses that take the short way, and who answers them."""
     limit = 0
     """Bytes of a body."""
+    draining = False
+    """Whether the server is about to stop: every answer then ends its connection."""
 
     clock: asyncio.TimerHandle | None = None
     began = 0.0
@@ -82,9 +86,11 @@ class Protocol(HttpToolsProtocol):
         quiet = self.cycle is None or self.cycle.response_complete
         straight = self.url in self.short and quiet and not self.pending and not self.expect_100_continue
         if straight and self.parser.get_method() == b"POST" and self.parser.get_http_version() == "1.1" and not self.parser.should_upgrade():
-            self.body, self.ending = [], not self.parser.should_keep_alive()
+            self.body, self.ending = [], self.ending or self.draining or not self.parser.should_keep_alive()
         else:
             super().on_headers_complete()
+            if self.ending or self.draining:
+                self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """A piece of its body."""
@@ -130,11 +136,20 @@ class Protocol(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
 
     def shutdown(self) -> None:
-        """An answer that is owed is given first."""
-        if self.pending or self.body is not None:
-            self.ending = True
+        """An answer that is owed is given first, and what was sent before the caller could know is one."""
+        self.ending = True
+        if not self._idle():
+            if self.body is None and not self.pending:
+                super().shutdown()
         else:
-            super().shutdown()
+            self.loop.call_later(GRACE, self._leave)
+
+    def _idle(self) -> bool:
+        return not self.pending and self.body is None and (self.cycle is None or self.cycle.response_complete)
+
+    def _leave(self) -> None:
+        if self._idle() and not self.transport.is_closing():
+            self.transport.close()
 
     def _head(self, more: int) -> None:
         self.size += more

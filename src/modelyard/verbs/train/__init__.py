@@ -196,7 +196,8 @@ def _fit_named(bound: Bound, model: Any, job: _Job) -> tuple[Path, dict[str, Any
 
     calibrate.require(bound, job.config)
     choice = learner.choose(model, bound.pipeline, bound.tasks, bound.rows["train"])
-    job.say(f"training {', '.join(choice.names)} on {bound.rows['train']} examples")
+    if job.progress:
+        job.progress(0, 1, f"{', '.join(choice.names)} on {bound.rows['train']} examples")
     job.run.update(state="training", model={"model": choice.names}, data=_data(bound))
     if not choice.parts:
         return _fit_one(bound, choice, job, job.run.model, job.run.folder / "checkpoints")

@@ -111,7 +111,7 @@ class TrainConfig:
     ema: Annotated[float, Between(0, 0.99999)] | None = None
     """Decay of the running average of the weights that is evaluated and saved; 0 is off."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """auto takes bfloat16 where the hardware computes in it."""
+    """auto takes bfloat16 where the hardware computes in it: on GPUs, and on CPUs with AVX-512 BF16 or AMX for wide language models."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile; auto: on a GPU only, since it costs half a minute at the start."""
     patience: Annotated[int, Between(0)] | None = None
