@@ -56,7 +56,9 @@ class Listing:
 
     path: str
     keys: list[dict[str, Any]] = field(default_factory=list)
+    """`{id, name, roles, rate, created, expires}`; times in seconds since 1970."""
     revoked: str | None = None
+    """Id of the key that was taken back."""
 
     def to_json(self) -> dict[str, Any]:
         """All fields."""
