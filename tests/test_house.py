@@ -200,7 +200,8 @@ def test_nothing_of_this_machine_is_in_the_repository() -> None:
 
 
 @pytest.mark.parametrize(
-    "group", ["kinds", "tasks", "nets", "estimators", "losses", "metrics", "rewards", "runtime/programs", "runtime/backends", "data/frames", "verbs", "verbs/tune"]
+    "group",
+    ["kinds", "tasks", "nets", "estimators", "losses", "metrics", "rewards", "runtime/programs", "runtime/backends", "data/frames", "verbs", "verbs/tune"],
 )
 def test_every_name_has_a_sentence(group: str) -> None:
     for name in registry.names(group):
