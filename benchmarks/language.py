@@ -1,6 +1,6 @@
 """Language models from nothing: Tiny Shakespeare within ten minutes, and tokens/s beside `transformers`' Trainer.
 
-    python benchmarks/language.py quality [--budget 9m]
+    python benchmarks/language.py quality [--budget 5m]
     python benchmarks/language.py speed [--seconds 60] [--threads 2] [--precision auto|float32|bf16] [--dropout 0.1]
     python benchmarks/language.py gpu
     python benchmarks/language.py gpu-lora
@@ -60,7 +60,8 @@ def quality(budget: str) -> bool:
         print(f"valid {name} {entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]")
     nats = scores["nats_per_token"]["value"]
     print(f"{clock}; goal {GOAL}: {'met' if nats <= GOAL else 'missed'}")
-    return verdict(f"{LIMIT} nats a character within {MINUTES:.0f} minutes", nats <= LIMIT and clock.wall <= 60 * MINUTES, f"{nats:.4f} in {clock.wall / 60:.1f} min")
+    ok = nats <= LIMIT and clock.wall <= 60 * MINUTES
+    return verdict(f"{LIMIT} nats a character within {MINUTES:.0f} minutes", ok, f"{nats:.4f} in {clock.wall / 60:.1f} min")
 
 
 def characters() -> tuple[np.ndarray, int]:
@@ -186,7 +187,8 @@ def beside(ours: Ours, theirs: Theirs, seconds: float, clock: Callable[[], float
             found = {id(side): side.turn(batches, clock) for side in order}
         mine, other = found[id(ours)], found[id(theirs)]
         step += TURN
-        print(f"step {step}: {per_step * TURN / mine[0]:,.0f} and {per_step * TURN / other[0]:,.0f} tokens/s, loss {mine[1]:.4f} and {other[1]:.4f}", flush=True)
+        rates = [per_step * TURN / side[0] for side in (mine, other)]
+        print(f"step {step}: {rates[0]:,.0f} and {rates[1]:,.0f} tokens/s, loss {mine[1]:.4f} and {other[1]:.4f}", flush=True)
         losses.append((mine[1], other[1]))
         apart = abs(mine[1] - other[1]) if exact else abs(float(np.diff(np.mean(losses[-5:], axis=0))[0])) / mine[1]
         if apart > (EXACT if exact else LIKE):
@@ -211,7 +213,8 @@ def speed(seconds: float, threads: int, precision: str, dropout: float) -> bool:
     ours = Ours(ids, words, {**SMALL, "dropout": dropout}, 24, 4000, "cpu", precision=precision)
     theirs = Theirs(ours, "cpu", precision, False, dropout)
     sizes = [sum(p.numel() for p in side.network.parameters()) for side in (ours, theirs)]
-    print(f"weights: ours {sizes[0]:,}, theirs {sizes[1]:,}; {threads} thread(s), {precision} (ours: {'bf16' if ours.fit.bf16 else 'float32'}), dropout {dropout}")
+    own = "bf16" if ours.fit.bf16 else "float32"
+    print(f"weights: ours {sizes[0]:,}, theirs {sizes[1]:,}; {threads} thread(s), {precision} (ours: {own}), dropout {dropout}")
     clock = time.process_time if threads == 1 else time.perf_counter
     ratio, low, high, _ = beside(ours, theirs, seconds, clock, dropout == 0)
     print(f"goal 2: {'met' if ratio >= 2 else 'missed'}")
@@ -222,7 +225,7 @@ def main() -> int:
     """Runs what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["quality", "speed", "gpu", "gpu-lora"])
-    parser.add_argument("--budget", default="9m")
+    parser.add_argument("--budget", default="5m")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=["auto", "float32", "bf16"], default="auto")

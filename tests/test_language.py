@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -19,17 +20,22 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import modelyard
+from modelyard.data import stream as streaming
 from modelyard.data.blocks import Blocks
 from modelyard.data.frames import language
+from modelyard.data.source import DataConfig
 from modelyard.errors import ArtefactError, DataError
 from modelyard.kinds._contract import Head, Part, Ragged
 from modelyard.kinds.messages import KIND, Conversation, written
 from modelyard.kinds.text._language import CHATML, Language, LanguageConfig, LanguageState, reader
-from modelyard.nets import causal
+from modelyard.losses import token_nll
+from modelyard.nets import _dropout, _kernels, causal
 from modelyard.nets._huggingface import from_settings
 from modelyard.runtime.model import Model
-from modelyard.verbs.train import texts
-from modelyard.verbs.train.config import TrainConfig
+from modelyard.tasks._binding import bind
+from modelyard.verbs.train import learner, texts
+from modelyard.verbs.train.config import TrainConfig, resolve
+from modelyard.verbs.train.loop import Fit, Term
 
 SMALL = {"name": "causal", "width": 32, "layers": 2, "heads": 2, "context": 48, "tokenizer": "characters"}
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -265,6 +271,66 @@ def test_loss_and_gradients_of_fine_tuning_equal_those_of_transformers(arch: str
         assert torch.allclose(value, grads[name], atol=1e-5), name
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 17, 8), (1, 2, 5, 4)])
+def test_kernels_by_hand_equal_those_of_torch(shape: tuple[int, ...]) -> None:
+    """Values and all gradients, in float64 where the kernel takes it."""
+    torch.manual_seed(0)
+    made = lambda *s: torch.randn(*s, dtype=torch.float64, requires_grad=True)  # noqa: E731
+    x, weight = made(*shape), made(shape[-1])
+    assert torch.autograd.gradcheck(lambda x, w: _kernels.root_norm(x, w, 1e-5), (x, weight))
+    assert torch.allclose(_kernels.root_norm(x, weight, 1e-5), torch.nn.functional.rms_norm(x, (shape[-1],), weight, 1e-5))
+    angle = torch.rand(shape[2], shape[3] // 2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: _kernels.rotate(x, angle.cos(), angle.sin()), (x,))
+    with torch.no_grad():
+        plain = _kernels.rotate(x, angle.cos(), angle.sin())  # torch's own
+    assert torch.allclose(_kernels.rotate(x, angle.cos(), angle.sin()), plain)
+    q, k, v = (torch.randn(shape, requires_grad=True) for _ in range(3))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    found = _kernels._Attention.apply(q, k, v, 0)
+    assert torch.allclose(found, expected, atol=1e-6)
+    g = torch.randn(shape)
+    for a, b in zip(torch.autograd.grad(found, (q, k, v), g), torch.autograd.grad(expected, (q, k, v), g), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_dropped_weights_of_attention_are_dropped_backwards_too() -> None:
+    """The kernel with its own mask against the formula written out; the mean over many draws is what nothing dropped gives."""
+    torch.manual_seed(1)
+    q, k, v = (torch.randn(2, 2, 9, 4, requires_grad=True) for _ in range(3))
+    state = torch.get_rng_state()
+    found = _kernels.attention(q, k, v, None, 0.25)
+    torch.set_rng_state(state)
+    scores = (q @ k.transpose(2, 3) / 2).masked_fill(torch.ones(9, 9).triu(1) > 0, -torch.inf).softmax(-1)
+    keep = _dropout.kept(scores.flatten(0, 1), 64).view_as(scores)
+    expected = (scores * keep) @ v
+    assert torch.allclose(found, expected, atol=1e-6) and 0.15 < (keep == 0).float().mean() < 0.35
+    for a, b in zip(torch.autograd.grad(found.sum(), (q, k, v)), torch.autograd.grad(expected.sum(), (q, k, v)), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "gpt2"])
+def test_checkpointing_accumulating_and_bfloat16_make_the_same_step(arch: str) -> None:
+    """Gradients of one batch: computed again layer by layer and cut in four parts to 1e-6, in bfloat16 to its rounding."""
+    prompts, ids = rows_of([(5, 7), (0, 9), (11, 3), (2, 2), (1, 20), (8, 1), (3, 3), (4, 9)])
+    found: dict[str, list[Any]] = {}
+    for name, shape, settings in (
+        ("plain", {}, {}), ("again", {"checkpointing": True}, {}), ("parts", {}, {"accumulate": 4}), ("bf16", {}, {"precision": "bf16"}),
+        ("dropped", {"dropout": 0.2}, {}), ("dropped again", {"dropout": 0.2, "checkpointing": True}, {}),
+    ):  # fmt: skip
+        config = resolve(TrainConfig(batch=8, lr=1e-3, **settings), causal.TRAIN)[0]
+        made, _ = texts.arrange(({"x.tokens": prompts}, {"y.ids": ids}), "x", "y", 31, config)
+        fit = Fit(network(architecture=arch, **shape), [Term("y.tokens", "y.ids", token_nll.loss)], made, None, config)
+        fit.network.train()
+        fit._seed()
+        fit._backward(next(made.epoch(0)), 0)
+        found[name] = [p.grad for p in fit.network.parameters()]
+    for name, like, tolerance in (("again", "plain", 1e-6), ("parts", "plain", 1e-5), ("dropped again", "dropped", 1e-6)):
+        assert all(torch.allclose(a, b, atol=tolerance) for a, b in zip(found[name], found[like], strict=True)), name
+    flat = {k: torch.cat([g.flatten() for g in v]) for k, v in found.items()}
+    assert 1e-6 < (flat["bf16"] - flat["plain"]).norm() / flat["plain"].norm() < 0.05
+    assert (flat["dropped"] - flat["plain"]).norm() > 0.1 * flat["plain"].norm()
+
+
 # -- whole runs -------------------------------------------------------------------------------------------------------------
 
 
@@ -378,6 +444,26 @@ def test_fine_tuning_that_is_killed_ends_in_the_same_bits(folder: Path) -> None:
     assert weights[0] == weights[1]
 
 
+def test_what_counts_is_coloured(folder: Path) -> None:
+    """The preview of plan and report is the mask of the loss: earlier answers and the last one, never what was asked."""
+    whole = [[*TALK, {"role": "assistant", "content": f"<{WORDS[i % 10]}>"}] for i in range(30)]
+    write(folder / "talk.jsonl", [{"messages": w} for w in whole])
+    model = {**SMALL, "context": 96}
+    planned = modelyard.plan(data="talk.jsonl", task="text-generation", model=model)
+    assert len(planned.preview) == 3
+    for row in planned.preview:
+        text = "".join(t for t, _ in row)
+        assert text.startswith("<|im_start|>user⏎two".replace("⏎", "\n")) and text.count("<|im_end|>") == 4
+        counted = "".join(t for t, mark in row if mark)
+        assert counted.startswith("2<|im_end|>\n<") and counted.count("<|im_end|>") == 2 and "user" not in counted and "three" not in text[-20:]
+    assert "⟦2<|im_end|>⏎⟧" in str(planned)
+    result = train("talk.jsonl", model)
+    page = (result.run / "report.html").read_text(encoding="utf-8")
+    assert "<mark>2</mark><mark>&lt;|im_end|&gt;</mark>" in page and "<span>t</span><span>w</span><span>o</span>" in page
+    shown = json.loads((result.run / "samples" / "evaluation.json").read_text(encoding="utf-8"))["valid"]["completion"]["samples"]
+    assert shown and all(s["prediction"] not in ("None", "") for s in shown)
+
+
 OFFLINE = """
 import sys
 def hook(event, args):
@@ -460,3 +546,75 @@ def test_folders_of_texts_go_by_their_names(folder: Path) -> None:
     result = train("books", {**SMALL, "tokenizer": "bytes"})
     facts = json.loads((result.run / "run.json").read_text(encoding="utf-8"))["data"]
     assert facts["set_aside_count"] == 1 and set(result.metrics) == {"valid"}
+
+
+# -- larger than memory -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["c.txt", "c.txt.gz"])
+def test_a_text_in_pieces_is_the_text_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    text = "".join(f"line {i} of a text, {'ünï' * (i % 5)}\r\n" for i in range(4000))
+    raw = text.encode()
+    (folder / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    monkeypatch.setattr(language, "READ", 10_000)
+    whole = bind(DataConfig(path=name), "text-generation", folder)
+    found = bind(DataConfig(path=name, stream=True), "text-generation", folder)
+    assert found.stream is not None and len(found.stream.parts) > 5
+    for part, rows in (("train", pl.concat(list(found.stream))), ("valid", found.splits["valid"])):
+        assert "".join(rows["completion"]) == "".join(whole.splits[part]["completion"]), part
+        assert rows["prompt"].is_null().sum() >= rows.height - 1
+    learner.set_encodings(learner.choose(SMALL, found.pipeline, found.tasks, 10), found.pipeline)
+    found.pipeline.fit(found.stream)
+    ids = found.stream.encode(lambda f: found.pipeline.targets(f, found.pipeline.encode(f).contexts), "target")["completion.ids"]
+    assert isinstance(ids, Ragged) and isinstance(ids.values, np.memmap)
+    state = found.pipeline.outputs[0].state
+    kept = ids.values[~np.isin(ids.values, state.ends)]
+    assert reader(state.tokenizer).decode(kept.tolist()) == "".join(whole.splits["train"]["completion"])
+    assert len(ids.values) - len(kept) == len(found.stream.parts)  # a piece on disk ends like a text: once in 4 million characters
+
+
+def test_rows_in_pieces_teach_as_rows_in_memory_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "CHUNK", 64)
+    write(folder / "t.jsonl", [{"text": f"{r['prompt']}{r['completion']}."} for r in sums(300)])
+    data = {"path": "t.jsonl", "stream": True}
+    result = modelyard.train(data=data, task="text-generation", model=SMALL, epochs=8, lr=0.01, batch=4, threads=1, smoke=False)
+    scores = result.metrics["test"]
+    assert scores["token_accuracy"]["value"] > 0.7 and scores["nats_per_token"]["value"] < 1.2  # 3.2 before
+
+
+MEMORY = """
+import dataclasses, resource
+from pathlib import Path
+import torch, tokenizers
+import modelyard.data.frames.language as language
+from modelyard.data.blocks import Blocks
+from modelyard.data.source import DataConfig
+from modelyard.tasks._binding import bind
+from modelyard.verbs.train import learner
+language.READ, language.HELD = 2**17, 50
+model = {"name": "causal", "tokenizer": "characters", "width": 32, "layers": 1, "heads": 2, "context": 64}
+def run(name):
+    found = bind(DataConfig(path=name, stream=True), "text-generation", Path())
+    learner.set_encodings(learner.choose(model, found.pipeline, found.tasks, 10), found.pipeline)
+    for column in (*found.pipeline.outputs, *found.pipeline.inputs):
+        column.config = dataclasses.replace(column.config, sample=100_000)
+    found.pipeline.fit(found.stream)
+    found.stream.encode(lambda f: found.pipeline.encode(f).arrays, "input")
+    ids = found.stream.encode(lambda f: found.pipeline.targets(f, found.pipeline.encode(f).contexts), "target")["completion.ids"]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # pages of the map that batches touch are the system's to drop
+    assert len(list(zip(range(3), Blocks(ids, "completion", length=64, batch=16).epoch(0)))) == 3
+    return peak, len(ids.values)
+small, large = run("small.txt")[0], run("large.txt")
+print(large[1], (large[0] - small) * 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_corpus(folder: Path) -> None:
+    """Eight times the text, whose ids alone are 24 MB, is encoded in less than a third of that above what the small one took."""
+    for name, count in (("small.txt", 5_000), ("large.txt", 40_000)):
+        lines = (f"{i} It was the best of times, it was the worst of times, it was the age of wisdom.\n" for i in range(count))
+        (folder / name).write_text("".join(lines), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", MEMORY], env={**os.environ, "PYTHONPATH": SOURCE}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1500:]
+    ids, grown = map(int, done.stdout.split())
+    assert ids > 3_000_000 and grown < 8 * ids / 3, f"{grown / 2**20:.0f} MB for ids of {8 * ids / 2**20:.0f} MB"

@@ -429,7 +429,8 @@ def _bind_stream(
 ) -> Bound:
     """Check a file piece by piece: training rows go to disk, judging rows and a sample stay in memory.
 
-    Rows are divided at random by their number; the shares of valid and test are cut so that each fits in memory.
+    Rows are divided at random by their number (a text by position, where its frame says so); the shares of valid and test are cut so
+    that each fits in memory.
     """
     s = config.split
     if not isinstance(config.path, str | Path) or config.valid is not None or config.test is not None or s.by or s.time or s.column:
@@ -441,21 +442,28 @@ def _bind_stream(
         raise DataError(f"{path} does not exist or is a folder; data.stream takes one file")
     reading = Reading(config.encoding, config.separator, config.header, tuple(config.missing))
     frame = _frame(config, task, before or None)
-    if frame["name"] != "rows":
+    module = registry.load("data/frames", frame["name"])
+    if frame["name"] != "rows" and not hasattr(module, "pieces"):
         raise Unsupported(f"data.stream knows examples of one row, not {frame['name']}", "not yet")
-    total = sum(f.height for f, _ in streaming.chunks(path, reading))
+    options = module.Config(**frame["config"])
+    read = (lambda: module.pieces(path, reading, options)) if hasattr(module, "pieces") else lambda: streaming.chunks(path, reading)
+    total, most = sum(f.height for f, _ in read()), getattr(module, "HELD", streaming.HELD)
     mistakes = Mistakes()
     pipeline: Pipeline | None = None
     stream = streaming.Stream()
     held: dict[str, list[pl.DataFrame]] = {"train": [], "valid": [], "test": []}
     set_aside: list[SetAside] = []
     notes: list[str] = []
-    cut = [min(share, streaming.HELD / max(1, total)) for share in (s.test, s.valid, 1.0)]
+    cut = [min(share, most / max(1, total)) for share in (s.test, s.valid, 1.0)]
     start = 0
-    for number, (rows, gone) in enumerate(streaming.chunks(path, reading)):
+    for number, (rows, gone) in enumerate(read()):
         set_aside += gone
         if pipeline is None:
-            inputs, outputs, chosen, notes = columns(config, task, rows, mistakes) if like is None else _as_before(like, before)
+            kinds = getattr(module, "KINDS", {})
+            if kinds:  # the frame has chosen the columns by their roles
+                config = replace(config, target=None, outputs=None, inputs=_kept(config.inputs, kinds))
+            found = columns(config, task, rows, mistakes, kinds) if like is None else _as_before(like, before)
+            inputs, outputs, chosen, notes = found
             pipeline = Pipeline(inputs, outputs)
         origin = np.arange(start, start + rows.height)
         start += rows.height
@@ -467,7 +475,10 @@ def _bind_stream(
             continue
         bits = np.random.Philox(key=seed if s.seed is None else s.seed, counter=[0, 0, 0, number])
         chance = np.random.Generator(bits).random((rows.height, 2))[kept]
+        part = module.PART if getattr(module, "PART", None) in rows.columns else None
         test, valid = chance[:, 0] < cut[0], (chance[:, 0] >= cut[0]) & (chance[:, 0] < cut[0] + cut[1])
+        if part is not None:
+            test, valid = ((rows[part] == name).to_numpy()[kept] for name in ("test", "valid"))
         for name, mask in (("test", test), ("valid", valid), ("train", ~test & ~valid & (chance[:, 1] < cut[2]))):
             if mask.any():
                 held[name].append(checked.filter(pl.Series(mask)))
@@ -600,8 +611,8 @@ def _trainable(splits: Mapping[str, pl.DataFrame], outputs: list[Column], tasks:
         distinct = flat.drop_nulls().n_unique()
         enough = values.dtype.is_nested() or column.kind == "text"  # one text is learnt by heart, and rewards need no true one
         if distinct < 2 and not (enough and distinct == 1):
-            only = flat.drop_nulls().first() if distinct else None
-            problems.append(Problem(f"has only one value in the training rows ({only!r}); there is nothing to learn", column.name))
+            only = repr(flat.drop_nulls().first() if distinct else None)[:80]
+            problems.append(Problem(f"has only one value in the training rows ({only}); there is nothing to learn", column.name))
 
 
 def _options(value: Any) -> dict[str, Any]:

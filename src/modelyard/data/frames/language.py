@@ -10,13 +10,19 @@ position: its beginning trains.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from modelyard.data import stream
+from modelyard.data.read import Reading
 from modelyard.data.split import SplitConfig
+from modelyard.data.table import SetAside
+from modelyard.data.texts import SUFFIXES
 from modelyard.errors import DataError, Problem
 from modelyard.kinds.messages import ANSWERS, conversation
 
@@ -31,6 +37,11 @@ PART = "part"
 FEW = 20
 """Texts below which a corpus is divided by position."""
 PIECE = 2_000
+HELD = 5_000
+"""Most rows of valid, of test and of the sample of a corpus larger than memory: ten million characters of one text."""
+READ = 2**22
+"""Characters of a text in hand at once."""
+SCHEMA = {"prompt": pl.String, "completion": pl.String, PART: pl.String}
 LAYOUTS = "text; prompt and completion; messages (or conversations); instruction, input and output; prompt, chosen and rejected"
 
 
@@ -72,15 +83,15 @@ def asked(framed: pl.DataFrame) -> pl.DataFrame:
     return framed.with_columns(begin.alias("prompt"))
 
 
-def examples(table: pl.DataFrame, config: Config, *, training: bool) -> tuple[pl.DataFrame, np.ndarray]:
-    """(`prompt` or `messages`, `completion`, and what else the rows have; the row each example comes from)."""
+def examples(table: pl.DataFrame, config: Config, *, training: bool, whole: bool = False) -> tuple[pl.DataFrame, np.ndarray]:
+    """(`prompt` or `messages`, `completion`, and what else the rows have; the row each example comes from). `whole` cuts no text."""
     has = set(table.columns)
     origin = np.arange(table.height)
     if config.completion is not None:
         if missing := [c for c in (config.prompt, config.completion) if c is not None and c not in has]:
             raise DataError("column(s) named for the texts are not there", [Problem(f"the data has {', '.join(table.columns)}", c) for c in missing])
         if config.prompt is None and not {"prompt", "messages"} & has:
-            return _corpus(table.rename({config.completion: "text"}) if config.completion != "text" else table, config)
+            return _corpus(table.rename({config.completion: "text"}) if config.completion != "text" else table, config, whole)
         names = {config.completion: "completion"} | ({config.prompt: "prompt"} if config.prompt is not None else {})
         table = table.drop("completion", strict=False).rename(names)
         return (_pairs(table) if "prompt" in table.columns else table), origin
@@ -97,9 +108,54 @@ def examples(table: pl.DataFrame, config: Config, *, training: bool) -> tuple[pl
         return _pairs(table), origin
     texts = [c for c in table.columns if table[c].dtype == pl.String]
     if "text" in has or len(texts) == 1 == len(has):
-        return _corpus(table if "text" in has else table.rename({texts[0]: "text"}), config)
+        return _corpus(table if "text" in has else table.rename({texts[0]: "text"}), config, whole)
     message = f"the columns {', '.join(table.columns)} are no texts to learn from; expected {LAYOUTS}"
     raise DataError(message, [Problem("name the column to write", "data.target", "and the one to read as data.inputs=[NAME]")])
+
+
+def pieces(path: Path, reading: Reading, config: Config) -> Iterator[tuple[pl.DataFrame, list[SetAside]]]:
+    """(examples, set aside) of a file larger than memory, piece by piece: rows as they come, one text divided by position."""
+    if path.with_suffix("").suffix.lower() in SUFFIXES or path.suffix.lower() in SUFFIXES:
+        yield from ((frame, []) for frame in _long(path, reading, config))
+        return
+    for table, aside in stream.chunks(path, reading):
+        yield examples(table, config, training=True, whole=True)[0], aside
+
+
+def _long(path: Path, reading: Reading, config: Config) -> Iterator[pl.DataFrame]:
+    """`prompt`, `completion` and `part` of one text: all but the first go on from the piece before."""
+    total = sum(map(len, _characters(path, reading)))
+    held = [min(int(share * total), HELD * PIECE) for share in (config.valid, config.test)]
+    marks, start = {"train": total - sum(held), "valid": total - held[1], "test": total}, 0
+    for text in _characters(path, reading):
+        rows, low = [], 0
+        for part, mark in marks.items():
+            high = min(max(mark - start, low), len(text))
+            rows += [("" if start + a == 0 else None, text[a:b], part) for a, b in _pieces(text, low, high)]
+            low = high
+        start += len(text)
+        yield pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def _characters(path: Path, reading: Reading) -> Iterator[str]:
+    """The text of a file in pieces that end with a line, unless lines are longer than `READ`."""
+    try:
+        with stream.opened(path, reading.encoding) as file:
+            rest = ""
+            while read := file.read(READ):
+                cut = read.rfind("\n") + 1
+                if cut:
+                    yield (rest + read[:cut]).replace("\r\n", "\n")
+                    rest = read[cut:]
+                elif len(rest) > READ:
+                    yield rest
+                    rest = read
+                else:
+                    rest += read
+            if rest:
+                yield rest
+    except (UnicodeDecodeError, OSError, EOFError) as error:
+        raise DataError(f"{path} cannot be read to its end: {error}; name data.encoding, or repair the file") from None
 
 
 def _pairs(table: pl.DataFrame) -> pl.DataFrame:
@@ -175,9 +231,9 @@ def _alpaca(table: pl.DataFrame) -> pl.DataFrame:
     return table.drop(taken).with_columns(pl.Series("messages", rows, dtype=pl.String), table["output"].alias("completion"))
 
 
-def _corpus(table: pl.DataFrame, config: Config) -> tuple[pl.DataFrame, np.ndarray]:
+def _corpus(table: pl.DataFrame, config: Config, whole: bool) -> tuple[pl.DataFrame, np.ndarray]:
     """Nothing is read and every text is written; a few long ones are cut and divided by position."""
-    if table.height >= FEW or table["text"].null_count():
+    if whole or table.height >= FEW or table["text"].null_count():
         return table.rename({"text": "completion"}).with_columns(pl.lit("").alias("prompt")), np.arange(table.height)
     texts = table["text"].cast(pl.String).to_list()
     ends = np.cumsum([len(t) for t in texts])
@@ -192,8 +248,7 @@ def _corpus(table: pl.DataFrame, config: Config) -> tuple[pl.DataFrame, np.ndarr
                 rows.append(("" if a == 0 else None, text[a:b], part))
                 origin.append(number)
             low = high
-    schema = {"prompt": pl.String, "completion": pl.String, PART: pl.String}
-    return pl.DataFrame(rows, schema=schema, orient="row"), np.array(origin, np.int64)
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row"), np.array(origin, np.int64)
 
 
 def _pieces(text: str, low: int, high: int) -> list[tuple[int, int]]:

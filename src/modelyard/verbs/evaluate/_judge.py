@@ -304,8 +304,10 @@ def _along(column: Column, beside: Any, true: Any, said: Any) -> dict[str, str]:
 
 
 def _samples(bound: Bound, column: Column, truth: pl.DataFrame, answers: pl.DataFrame) -> list[dict[str, Any]]:
-    """Answers to rows spread evenly over the split, for people to judge what no picture shows."""
-    order = np.unique(np.linspace(0, max(0, truth.height - 1), SAMPLES).round().astype(np.uint32)) if truth.height else np.zeros(0, np.uint32)
+    """Answers to rows spread evenly over the split, for people to judge what no picture shows. Where some were answered, those."""
+    answered = np.flatnonzero(answers[column.name].is_not_null().to_numpy()).astype(np.uint32)
+    among = answered if len(answered) else np.arange(truth.height, dtype=np.uint32)
+    order = among[np.unique(np.linspace(0, max(0, len(among) - 1), SAMPLES).round().astype(np.uint32))] if len(among) else among
     shown = bound.pipeline.inputs[:8]
     drawn = {c.name: truth[c.name].gather(order).to_list() for c in shown}
     said = answers[column.name].gather(order).to_list()

@@ -46,6 +46,11 @@ WORDS: dict[str, tuple[str, str]] = {
     "worst_rows": ("Worst rows", "最差的样本"),
     "worst_of": ("the {n} rows with the largest error", "误差最大的 {n} 行"),
     "samples": ("Sample answers", "样例回答"),
+    "taught": ("What was learnt from", "学习内容"),
+    "taught_how": (
+        "Rows of the first batch, token by token: what is coloured counted in the loss, the rest was only read.",
+        "第一批样本的词元：有底色的计入损失，其余只是读入。",
+    ),
     "oddest_rows": ("Oddest rows", "最异常的样本"),
     "oddest_of": ("the {n} rows with the highest scores", "得分最高的 {n} 行"),
     "why": ("Why", "原因"),

@@ -21,6 +21,7 @@ from modelyard.verbs.report._svg import number
 from modelyard.verbs.report._words import Say, words
 from modelyard.verbs.report.pictures import PICTURES, draw, learning_data
 from modelyard.verbs.report.segments import section as segments
+from modelyard.verbs.report.taught import section as taught
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 FRAGMENTS = 3_000_000
@@ -342,7 +343,8 @@ def _data(report: Report, say: Say) -> str:
         for name, b in (data.get("balance") or {}).items()
     ]
     drawn += [_figure("lengths", one, say, caption=name) for name, one in (data.get("lengths") or {}).items()]
-    return "".join(parts) + (f'<div class="pictures" style="margin-top:12px">{"".join(drawn)}</div>' if drawn else "")
+    pictures = f'<div class="pictures" style="margin-top:12px">{"".join(drawn)}</div>' if drawn else ""
+    return "".join(parts) + pictures + taught(report.events, say)
 
 
 def _configuration(report: Report, say: Say) -> str:

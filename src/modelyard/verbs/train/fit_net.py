@@ -24,7 +24,7 @@ from modelyard.nets import _network
 from modelyard.runtime.pipeline import Pipeline
 from modelyard.store import hub
 from modelyard.tasks._contract import Task
-from modelyard.verbs.train import align, freeze, lora, monotone, texts
+from modelyard.verbs.train import align, freeze, lora, monotone, preview, texts
 from modelyard.verbs.train.config import TrainConfig, resolve
 from modelyard.verbs.train.learner import Choice, answerable
 from modelyard.verbs.train.loop import Augment, Fit, Result, Rewrite, Term
@@ -119,8 +119,9 @@ def fit(
         trained, batches, checks, notes = align.Aligned(network, arranged.objective), arranged.batches, arranged.checks, arranged.notes
     else:
         batches, checks, notes = _batches(network, train, valid, replace(config, batch_tokens=tokens), weights)
-    if notes:
-        events({"event": "texts", "notes": notes})
+    seen = preview.preview(batches, pipeline, str(network.output)) if arranged is None and _writes(network) else []
+    if notes or seen:
+        events({"event": "texts", "notes": notes, "preview": seen})
     hook = augmentation(config, pipeline)
     rewrite = rewriting(tasks, pipeline, config)
     before = freeze.prepare(network, config)
@@ -147,9 +148,8 @@ def _batches(
     network: torch.nn.Module, train: Arrays, valid: Arrays | None, config: TrainConfig, weights: np.ndarray | None
 ) -> tuple[Any, Any, list[str]]:
     """(training batches, those of the validation rows, what is to be told): texts for a net that writes them on are arranged by length."""
-    row = getattr(getattr(network, "config", None), "row", None)
-    if row is not None:
-        column, output = network.column, network.output
+    if _writes(network):
+        row, column, output = int(network.config.row), network.column, network.output  # type: ignore[union-attr,arg-type]
         made, notes = texts.arrange(train, str(column), str(output), row, config, weights=weights)
         checks = None if valid is None else texts.arrange(valid, str(column), str(output), row, config, teach=False)[0]
         return made, checks, notes
@@ -159,6 +159,20 @@ def _batches(
         tokens=config.batch_tokens,
     )  # fmt: skip
     return batches, None if valid is None else Batches(valid[0], valid[1], batch=512, shuffle=False, tokens=config.batch_tokens), []
+
+
+def _writes(network: torch.nn.Module) -> bool:
+    """Whether a net writes texts on: its rows are arranged by `texts`."""
+    return getattr(getattr(network, "config", None), "row", None) is not None
+
+
+def previewed(network: torch.nn.Module, pipeline: Pipeline, rows: pl.DataFrame, config: TrainConfig) -> list[list[tuple[str, bool]]]:
+    """What a net that writes would be taught with, from some of the training rows; nothing for others."""
+    if not _writes(network) or not rows.height:
+        return []
+    encoded = pipeline.encode(rows)
+    batches = _batches(network, (encoded.arrays, pipeline.targets(rows, encoded.contexts)), None, config, None)[0]
+    return preview.preview(batches, pipeline, str(network.output))
 
 
 def beside(network: torch.nn.Module, pipeline: Pipeline) -> dict[str, str | bytes]:
