@@ -51,8 +51,12 @@ PICK = {"churn": "model=trees", "houses": "model=trees", "requests": "model=line
 """Options of a model need its name (a scalar `model: auto` has none)."""
 
 
+APART = {"assistant"}
+"""Those with a test of their own (several project files, and no ONNX form)."""
+
+
 def names() -> list[str]:
-    return sorted(p.parent.name for p in EXAMPLES.glob("*/modelyard.yaml"))
+    return sorted(p.parent.name for p in EXAMPLES.glob("*/modelyard.yaml") if p.parent.name not in APART)
 
 
 def command(capfd: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
