@@ -29,6 +29,7 @@ def smoothed_nll(hidden_ND: Tensor, weight_VD: Tensor, ids_N: Tensor) -> tuple[T
     return total_N - own_N, total_N - hidden_ND.float() @ weight_VD.float().mean(0)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # its backward pass looks at a value, which a compiled graph cannot
 def log_normaliser(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
     """log Σ_v exp(hidden · weight_v), (N,) in float32, block of rows by block.
 
