@@ -32,6 +32,7 @@ from modelyard.losses import token_nll
 from modelyard.nets import _dropout, _kernels, causal
 from modelyard.nets._huggingface import from_settings
 from modelyard.runtime.model import Model
+from modelyard.runtime.programs import complete
 from modelyard.tasks._binding import bind
 from modelyard.verbs.train import learner, texts
 from modelyard.verbs.train.config import TrainConfig, resolve
@@ -462,6 +463,15 @@ def test_what_counts_is_coloured(folder: Path) -> None:
     assert "<mark>2</mark><mark>&lt;|im_end|&gt;</mark>" in page and "<span>t</span><span>w</span><span>o</span>" in page
     shown = json.loads((result.run / "samples" / "evaluation.json").read_text(encoding="utf-8"))["valid"]["completion"]["samples"]
     assert shown and all(s["prediction"] not in ("None", "") for s in shown)
+
+
+def test_a_prompt_is_kept_where_less_room_would_do(folder: Path) -> None:
+    assert [complete.room(n, 128, 80) for n in (0, 1, 12, 40, 60, 500)] == [79, 79, 68, 40, 40, 40] and complete.room(500, 7, 80) == 7
+    result = train(write(folder / "sums.jsonl", sums(400)), SMALL, epochs=30, lr=0.01, batch=20)
+    model = Model.load(result.model)
+    asked = [{"prompt": "two and one is "}, {"prompt": "one and " * 20 + "four is "}]
+    short, much = (model.predict(asked, {"max_tokens": n})["completion"].to_list() for n in (20, 1000))
+    assert short[0] == much[0] == "three" and len(much[1]) <= 48
 
 
 OFFLINE = """
