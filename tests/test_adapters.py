@@ -167,7 +167,7 @@ def _slow_nf4(weight: torch.Tensor) -> torch.Tensor:
     for i in range(0, len(values), 64):
         block = values[i : i + 64]
         largest = max(map(abs, block))
-        out += [min(_quantised.NF4, key=lambda c: abs(c - v / largest)) * largest for v in block]  # noqa: B023
+        out += [min(_quantised.NF4, key=lambda c: abs(c - v / largest)) * largest for v in block]
     return torch.tensor(out).view(weight.shape)
 
 

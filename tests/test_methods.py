@@ -38,11 +38,11 @@ PAIRS = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": WORDS[(i
 MARKED = [{"prompt": r["prompt"], "completion": WORDS[(i * 3) % 10], "label": i % 3 == 0} for i, r in enumerate(sums(24, 2))]
 
 
-def fit(folder: Path, rows: list[dict[str, Any]], model: Any, name: str, task: str = "text-generation", **config: Any) -> Trained:
+def fit(folder: Path, rows: list[dict[str, Any]], model: Any, name: str, task: str = "text-generation", target: str | None = None, **config: Any) -> Trained:
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     settings = TrainConfig(**{"batch": 8, "smoke": False, **config})
-    return train(DataConfig(path=path.name), task, model, settings, name=name, base=folder)
+    return train(DataConfig(path=path.name, target=target), task, model, settings, name=name, base=folder)
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +251,138 @@ def test_gradients_of_adapters_are_pefts(base: Path, tmp_path: Path, shape: dict
         if layer.magnitude is not None:
             length = next(v for k, v in other.items() if k.startswith(f"{name}.lora_magnitude_vector"))
             assert torch.allclose(gradients[f"{name}.magnitude"], length, atol=1e-5, rtol=1e-4)
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------------------------
+
+ASKED = [{"role": "user", "content": "two and two is "}]
+
+
+def said(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def test_layouts_of_preferences_are_read_as_one() -> None:
+    plain = framed([{"prompt": "a", "chosen": "b", "rejected": "c", "n": 1}])
+    assert plain.to_dicts() == [{"prompt": "a", "completion": "b", "rejected": "c", "n": 1}]
+    talks = [
+        {"prompt": ASKED, "chosen": said("four"), "rejected": said("five")},
+        {"chosen": ASKED + said("four"), "rejected": ASKED + said("five")},
+        {"prompt": json.dumps(ASKED), "chosen": said("four"), "rejected": said("five")},
+        {"messages": ASKED, "chosen": "four", "rejected": "five"},
+    ]
+    for row in talks:
+        found = framed([row]).to_dicts()[0]
+        assert json.loads(found["messages"]) == ASKED and (found["completion"], found["rejected"]) == ("four", "five")
+    marked = framed([{"prompt": ASKED, "completion": said("four"), "label": True}]).to_dicts()[0]
+    assert json.loads(marked["messages"]) == ASKED and marked["completion"] == "four" and marked["label"] is True
+    with pytest.raises(DataError, match="cannot be compared") as raised:
+        framed([{"chosen": ASKED + said("x"), "rejected": [{"role": "user", "content": "other"}, *said("y")]}])
+    assert "row 1" in str(raised.value.details)
+
+
+def test_labels_are_good_or_bad() -> None:
+    assert kto.labels(pl.Series(["true", "bad", "1", "No"])).tolist() == [1, 0, 1, 0]
+    assert kto.labels(pl.Series([True, False])).tolist() == [1, 0]
+    with pytest.raises(DataError) as raised:
+        kto.labels(pl.Series(["yes", "perhaps", None]))
+    assert "2 label(s)" in raised.value.message and "row 2 ('perhaps')" in str(raised.value.details)
+
+
+def test_rewards_say_what_they_say() -> None:
+    cases = {
+        "exact": [(" four\n", "four", 1), ("fourteen", "four", 0)],
+        "number": [("so it is 1,234.50.", "#### 1234.5", 1), ("5 or 6", "6", 1), ("6 or 5", "6", 0), ("none", "6", 0), ("so\n#### 7 euros", "7", 1)],
+        "number:marked": [("it is 7", "7", 0), ("#### 7", "7", 1)],
+        "pattern:<a>*</a>*": [("<a>x</a> y", "", 1), ("<a>x", "", 0), ("z<a></a>", "", 0)],
+        "json": [('{"a": 1}', "", 1), ("{a}", "", 0), ("[" * 100_000, "", 0)],
+        "json:a, b": [('{"a": 1, "b": 2}', "", 1), ('{"a": 1}', "", 0), ("[1]", "", 0)],
+        "length:4": [("abcd", "", 1), ("ab", "", 0.5), ("", "", 0), ("abcdefghij", "", 0)],
+        "length": [("abc", "xyz", 1)],
+    }
+    for name, rows in cases.items():
+        rule = grpo.rewards(name)[0]
+        assert [rule(text, truth, "") for text, truth, _ in rows] == [value for *_, value in rows], name
+    with pytest.raises(UsageError, match="exact, json, length, number, pattern"):
+        grpo.rewards(["exact", "exacting"])
+    with pytest.raises(UsageError, match="such as length:80"):
+        grpo.rewards("length:x")[0]("a", "b", "c")
+
+
+def test_advantages_are_of_a_group() -> None:
+    rewards = np.array([[1.0, 0.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0]])
+    assert grpo.advantages(rewards, False).tolist() == [[0.5, -0.5, -0.5, 0.5], [0, 0, 0, 0]]
+    deviation = float(torch.tensor(rewards[0]).std())
+    assert np.allclose(grpo.advantages(rewards, True)[0], (rewards[0] - 0.5) / (deviation + 1e-4))
+
+
+# -- whole trainings ----------------------------------------------------------------------------------------------------------------
+
+
+def test_preferences_move_the_model_and_the_win_rate_is_counted(base: Path) -> None:
+    rows = [{"prompt": ASKED, "chosen": said("nine"), "rejected": said(w)} for w in ("four", "two") * 12]
+    fit(base, [{"messages": [*r["prompt"], *r["rejected"]]} for r in rows], BASE, "chat", epochs=2, lr=1e-3)
+    start = {"name": "causal", "base": "runs/chat-0001"}
+    found = fit(base, rows, start, "dpo", epochs=6, lr=2e-3, dpo=DpoConfig(beta=0.5))
+    tuned = fit(base, rows, start, "dpo-lora", epochs=6, lr=1e-2, dpo=DpoConfig(loss="hinge"), lora=LoraConfig(rank=4))
+    for run in (found, tuned):
+        assert run.metrics["test"]["win_rate"]["value"] == 1.0
+        model = Model.load(run.model)
+        net = rebuild(model.folder, model.manifest, model.pipeline)
+        pair = [align.sequences(model.pipeline, framed(rows[:1]), 49, c) for c in (None, pl.Series(["four"]))]
+        one, other = (align.reference(net, p)[0] for p in pair)
+        assert one > other
+    before = Model.load(base / "runs/chat-0001/model")
+    from modelyard.tasks._binding import bind
+
+    bound = bind(DataConfig(path="dpo.jsonl"), "text-generation", base, like=before.pipeline, tasks=before.tasks, whole=True)
+    assert judge(before, bound, ["test"]).metrics()["test"]["win_rate"]["value"] < 1.0
+
+
+def test_marked_answers_become_likelier_or_less_so(base: Path) -> None:
+    rows = [{"prompt": "two and two is ", "completion": "four" if i % 2 else "nine", "label": bool(i % 2)} for i in range(32)]
+    start = model_of(base)
+    found = Model.load(fit(base, rows, BASE, "kto", epochs=6, lr=1e-3, kto=KtoConfig(beta=0.5)).model)
+    changes = []
+    for answer in ("four", "nine"):
+        one = framed([{"prompt": "two and two is ", "completion": answer}])
+        own, other = (align.reference(network_of(m), align.sequences(m.pipeline, one, 49))[0] for m in (found, start))
+        changes.append(own - other)
+    assert changes[0] > 0.2 > -0.2 > changes[1]
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=8)])
+def test_rewarded_answers_become_more_frequent(base: Path, lora: LoraConfig | None) -> None:
+    rows = [{"prompt": r["prompt"], "completion": ""} for r in sums(30, 5)]
+    settings = GrpoConfig(reward="length:9", group=8, prompts=4, max_tokens=12, beta=0.01, updates=1 if lora is None else 2)
+    found = fit(base, rows, BASE, f"grpo-{lora is None}", epochs=20, lr=3e-3 if lora is None else 6e-3, grpo=settings, lora=lora)
+    lines = [json.loads(line) for line in (found.run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    reward = [e["reward"] for e in lines if e["event"] == "round"]
+    assert len(reward) == 20 and np.mean(reward[-5:]) > np.mean(reward[:2]) + 0.1
+
+
+def test_rounds_use_every_row_before_any_comes_again(base: Path) -> None:
+    model = model_of(base)
+    made = grpo.arrange(network_of(model), asked(model, framed(sums(7)), grpo=GrpoConfig(group=2, prompts=3, max_tokens=4, reward="length:3")))
+    drawn = np.concatenate([made.batches.chosen(e) for e in range(7)])
+    assert all(sorted(drawn[i : i + 7]) == list(range(7)) for i in range(0, 21, 7))
+    one, again = (made.batches.write(3) for _ in range(2))
+    assert torch.equal(one.targets["completion.ids"], again.targets["completion.ids"])
+
+
+def test_what_a_method_cannot_do_is_said(base: Path) -> None:
+    with pytest.raises(DataError, match="no column rejected"):
+        fit(base, sums(20), BASE, "no", dpo=DpoConfig())
+    with pytest.raises(Unsupported, match=r"name it as model\.base"):
+        fit(base, PAIRS, SMALL, "no", dpo=DpoConfig())
+    with pytest.raises(Unsupported, match="set one of them"):
+        fit(base, PAIRS, BASE, "no", dpo=DpoConfig(), kto=KtoConfig())
+    with pytest.raises(Unsupported, match=r"leave train\.pack out"):
+        fit(base, PAIRS, BASE, "no", dpo=DpoConfig(), pack=True)
+    with pytest.raises(UsageError, match="expected one of"):
+        fit(base, sums(20), BASE, "no", grpo=GrpoConfig(reward="exakt"))
+    with pytest.raises(Unsupported, match="causal language models"):
+        rows = [{"x": float(i), "y": "ab"[i % 2]} for i in range(40)]
+        fit(base, rows, "mlp", "no", task="classification", target="y", dpo=DpoConfig())
+    with pytest.raises(ArtefactError, match="hf download some/model"):
+        fit(base, PAIRS, {"name": "causal", "base": "some/model"}, "no", dpo=DpoConfig())

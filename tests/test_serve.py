@@ -418,7 +418,7 @@ def test_health_is_answered_while_a_prediction_runs(models: dict[str, Model], mo
 
 
 def test_a_token_guards_all_but_health(models: dict[str, Model]) -> None:
-    with pytest.raises(UsageError, match=r"serve\.token"):
+    with pytest.raises(UsageError, match=r"serve\.keys"):
         modelyard.serve(models["line"], host="0.0.0.0")
     for bad in ("s3cret-词", "two words", " "):
         with pytest.raises(UsageError, match=r"serve\.token"):

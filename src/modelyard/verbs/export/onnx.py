@@ -25,11 +25,24 @@ PLACES = "places"
 """The part that asks about some positions of a text: its second axis has a length of its own."""
 
 
+LEFT_OUT = ("model.safetensors", "adapter/")
+"""Files (or folders) of the model that graphs take the place of."""
+
+
+def section(model: Model, target: Path, *, trust_code: bool = False) -> dict[str, Any]:
+    """Writes the graphs into `target`; returns the manifest's section of the model."""
+    found = {**model.manifest["model"], "backend": "onnx", "onnx": write(model, target, trust_code=trust_code)}
+    return {k: v for k, v in found.items() if k not in ("state", "adapter")}
+
+
 def write(model: Model, target: Path, *, trust_code: bool = False) -> dict[str, str]:
     """Write every graph of `model` into `target`; returns file names by graph.
 
     Raises `Unsupported` where an estimator has no graph, `ArtefactError` where torch cannot express the network in ONNX.
     """
+    if "decoder" in model.graphs:
+        reason = "it keeps the keys and values of many texts at once, which its ONNX form would copy at every token"
+        raise Unsupported(f"a causal language model is not exported to ONNX: {reason}; use export.format: gguf or safetensors", "never")
     recorded = record(model)
     if model.manifest["model"]["backend"] == "numpy":
         return _estimator(model, target, recorded["main"])

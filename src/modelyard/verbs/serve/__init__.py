@@ -11,6 +11,7 @@ From Python, beside a notebook or in a test:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import re
@@ -18,16 +19,20 @@ import signal
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from modelyard.errors import MachineError, Problem, UsageError
 from modelyard.settings import Between
 
 if TYPE_CHECKING:
+    import ssl
+
     from modelyard.runtime.model import Model
+    from modelyard.verbs.serve.access import Access
     from modelyard.verbs.serve.app import Service
     from modelyard.verbs.serve.fleet import Endpoint
 
@@ -39,8 +44,42 @@ NEXT = 100
 SHADOW = "shadow"
 DRAIN = 10
 """Seconds that requests in flight get when the server is told to stop."""
+RENEWED = 2.0
+"""Seconds between two looks at the files of a certificate."""
 LINGER = 0.25
 """Seconds for which it still takes connections, while answers say that it closes them and the health check that it is not ready."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OidcConfig:
+    """`serve.oidc`: an OpenID provider whose bearer tokens are taken."""
+
+    issuer: str
+    """`iss` of the tokens; without `jwks` its keys are found at /.well-known/openid-configuration."""
+    audience: str
+    """`aud` that they must have."""
+    jwks: str | None = None
+    """Address (https) or file of the keys."""
+    algorithms: list[Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]] = field(
+        default_factory=lambda: ["RS256", "ES256", "EdDSA"]
+    )
+    """Signatures that are taken. There are no symmetric ones: whoever reads the public keys could sign with them."""
+    claim: str = "roles"
+    """Claim with the names of the caller's groups: a text or a list, or dotted (realm_access.roles)."""
+    roles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """group → model (or *) → a role or a list of them: reader, caller, watcher, admin."""
+    leeway: Annotated[float, Between(0, 300)] = 30.0
+    """Seconds by which clocks may differ."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TlsConfig:
+    """`serve.tls`: https. The files are read again when they change; connections that stand keep what they have."""
+
+    cert: str
+    """File with the certificate and its chain (PEM)."""
+    key: str
+    """File with its key (PEM)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +89,21 @@ class Config:
     SHORTHAND: ClassVar[str] = "port"
 
     host: str = "127.0.0.1"
-    """Address to listen on; anything but this machine needs a token."""
+    """Address to listen on; anything but this machine needs keys, a provider or a token."""
     port: Annotated[int, Between(0, 65535)] | None = None
     """Port; without it 8000 or the next free one. 0 takes any free one."""
     name: str | None = None
     """Name in the addresses; without it the model's own."""
     token: str | None = field(default=None, repr=False)
-    """Bearer token that requests must carry, best as ${env:NAME}."""
+    """Bearer token that requests must carry, best as ${env:NAME}; who has it may do everything."""
+    keys: str | None = None
+    """File of callers' keys with their roles, made by `modelyard keys create`; read again when it changes."""
+    oidc: OidcConfig | None = None
+    """An OpenID provider whose bearer tokens are taken."""
+    rate: Annotated[float, Between(0.001, 1e9)] | None = None
+    """Requests a second of a caller (and as many at once), unless its key says otherwise."""
+    tls: TlsConfig | None = None
+    """https."""
     limit: Annotated[int, Between(1024)] = 64 * 2**20
     """Largest body in bytes, counted after decompression."""
     log: str | None = None
@@ -86,16 +133,18 @@ class Server:
         from modelyard.runtime.model import Model
         from modelyard.verbs.serve.fleet import Arm, Endpoint, Fleet
 
-        if not is_loopback(config.host) and not config.token:
+        if not is_loopback(config.host) and not (config.token or config.keys or config.oidc):
+            hint = "Write serve.keys=FILE (modelyard keys create), serve.oidc or serve.token=${env:NAME}, or leave serve.host at 127.0.0.1."
             raise UsageError(
-                f"serve.host={config.host} is open to others, so requests must carry a token",
-                [Problem("no token is set", "serve.token", "Write serve.token=${env:NAME}, or leave serve.host at 127.0.0.1.")],
+                f"serve.host={config.host} is open to others, so callers must say who they are", [Problem("no keys are set", "serve.keys", hint)]
             )
         if config.token is not None and not re.fullmatch(r"[!-~]+", config.token):
             raise UsageError("serve.token holds blanks or letters that headers cannot carry; use letters, digits and signs of ASCII")
         if config.name is not None and (not config.name.isprintable() or not config.name or "/" in config.name):
             raise UsageError(f"serve.name={config.name!r} cannot stand in an address; use letters, digits and - _ . without /")
         self.config, self.trust_code = config, trust_code
+        self.access = door(config)
+        self.context = None if config.tls is None else secured(config.tls)
         if config.models:
             self.fleet = Fleet(self._endpoints(config.models))
         else:
@@ -113,7 +162,7 @@ class Server:
             raise
         host = f"[{config.host}]" if ":" in config.host else config.host
         self.port: int = self.socket.getsockname()[1]
-        self.url = f"http://{host}:{self.port}"
+        self.url = f"{'http' if config.tls is None else 'https'}://{host}:{self.port}"
 
     def _load(self, model: str | Path) -> Model:
         from modelyard.runtime.model import Model
@@ -129,7 +178,7 @@ class Server:
         count = self.config.workers
         workers = Workers(model.folder, count, self.config.backend or "", self.trust_code) if count else None
         log = Path(self.config.log) if self.config.log else None
-        return Service(model, name, self.config.token, self.config.limit, log, workers, self.config.slots, self.config.memory)
+        return Service(model, name, self.access, self.config.limit, log, workers, self.config.slots, self.config.memory)
 
     def _endpoints(self, models: Mapping[str, Any]) -> dict[str, Endpoint]:
         from modelyard.verbs.serve.fleet import Arm, Endpoint
@@ -157,7 +206,7 @@ class Server:
         from modelyard.verbs.serve.page import curl
 
         body = json.dumps({"instances": self.model.examples[:1]}, ensure_ascii=False)
-        return curl(self.url + self.service.path, body, self.service.token is not None)
+        return curl(self.url + self.service.path, body, self.access.closed)
 
     def engine(self) -> Any:
         """The uvicorn server; it stops accepting, answers what is in flight, and ends."""
@@ -179,10 +228,13 @@ class Server:
                 await asyncio.sleep(LINGER / 5)
                 await super().shutdown(sockets)
 
-        return Engine(uvicorn.Config(
+        config = uvicorn.Config(
             fleet, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=DRAIN,
             timeout_keep_alive=30, http=protocol, server_header=False, ws="none",
-        ))  # fmt: skip
+        )  # fmt: skip
+        config.load()
+        config.ssl = self.context
+        return Engine(config)
 
     def __enter__(self) -> Server:
         self._engine = self.engine()
@@ -218,6 +270,45 @@ class Server:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self.close()
+
+
+def door(config: Config) -> Access:
+    """Who may do what. Raises `UsageError`, `MissingExtra`."""
+    from modelyard.verbs.serve.access import Access, Keys
+    from modelyard.verbs.serve.oidc import Provider
+
+    keys = Keys(Path(config.keys)) if config.keys else None
+    return Access(config.token, keys, Provider(config.oidc) if config.oidc else None, config.rate)
+
+
+def secured(config: TlsConfig) -> ssl.SSLContext:
+    """The certificate of a server, TLS 1.2 or newer; a thread looks every few seconds whether its files have changed."""
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    files = Path(config.cert), Path(config.key)
+    stamp = lambda: [(f.stat().st_mtime_ns, f.stat().st_ino) for f in files]  # noqa: E731
+    try:
+        context.load_cert_chain(*files)
+        last = stamp()
+    except OSError as error:  # ssl.SSLError is one
+        raise UsageError(f"serve.tls: {config.cert} and {config.key} are no certificate with its key: {error}") from None
+    kept = weakref.ref(context)
+
+    def watch() -> None:
+        nonlocal last
+        while (alive := kept()) is not None:
+            with contextlib.suppress(OSError):  # half a renewal: the old certificate stays until both files fit
+                if (now := stamp()) != last:
+                    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*files)  # a pair that does not fit would leave the old one broken
+                    alive.load_cert_chain(*files)
+                    last = now
+            del alive
+            time.sleep(RENEWED)
+
+    threading.Thread(target=watch, daemon=True, name="certificate").start()
+    return context
 
 
 def shares(name: str, given: Any, problems: list[Problem]) -> list[tuple[str, str, float]]:

@@ -26,7 +26,7 @@ from modelyard.verbs.serve.body import Refused, check_type, read, unpack
 from modelyard.verbs.serve.wanted import Reader, Wanted, Wrong
 
 if TYPE_CHECKING:
-    from modelyard.verbs.serve.app import Service
+    from modelyard.verbs.serve.app import Origin, Service
 
 SIZE = 4 * 2**20
 """Bytes of a body."""
@@ -89,6 +89,7 @@ class Writing:
         found = self.find(name, unit) if isinstance(name, str) else None
         if found is None:
             raise Refused(404, f"no model {str(name)[:80]!r} is served here; see /v1/models")
+        self.service.access.require(request.state.caller, "predict", found.name)
         return body, found
 
     async def chat(self, request: HttpRequest) -> Response:
@@ -108,7 +109,7 @@ class Writing:
         desk, wanted = await loop.run_in_executor(service.pool, lambda: (other.desk, Reader(body, other.desk, chat).wanted()))
         if len(desk.engine.waiting) + len(wanted.asks) > QUEUE:
             raise Refused(429, f"{QUEUE} texts are waiting already; try again soon", {"Retry-After": "5"})
-        return Answer(Call(desk, wanted, service, loop))
+        return Answer(Call(desk, wanted, service, loop, request.state.origin))
 
     async def embeddings(self, request: HttpRequest) -> Response:
         """`/v1/embeddings`: vectors of texts, as floats or base64."""
@@ -151,10 +152,11 @@ def _embed(model: Any, column: Any, texts: list[str]) -> tuple[Any, int]:
 class Call:
     """The texts of one request while they are written."""
 
-    def __init__(self, desk: Desk, wanted: Wanted, service: Service, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, desk: Desk, wanted: Wanted, service: Service, loop: asyncio.AbstractEventLoop, origin: Origin) -> None:
         self.desk, self.wanted, self.service, self.loop = desk, wanted, service, loop
         self.queue: asyncio.Queue[tuple[int, Said]] = asyncio.Queue()
         self.id = f"{'chatcmpl' if wanted.chat else 'cmpl'}-{secrets.token_hex(12)}"
+        self.origin = origin._replace(id=self.id)
         self.created = int(time.time())
         self.texts: list[Text] = []
         self.words = [Words(desk, wanted) for _ in wanted.asks]
@@ -185,6 +187,10 @@ class Call:
     def failed(self) -> str | None:
         """What kept a text from being written."""
         return next((t.error or "the server is ending" for t in self.texts if t.finish in ("error", "cancelled")), None)
+
+    def note(self, texts: list[str]) -> None:
+        """Writes what was said to the log."""
+        self.service.note(self.origin, route="chat" if self.wanted.chat else "completions", texts=texts)
 
     def usage(self) -> dict[str, Any]:
         """Numbers of tokens."""
@@ -316,7 +322,7 @@ class Answer(Response):
         failed, status = self.call.failed(), 200
         if failed is None:
             found = self.call.body([self.call.choice(i) for i in range(len(self.call.texts))], False) | {"usage": self.call.usage()}
-            self.call.service.note("chat" if self.call.wanted.chat else "completions", [w.text for w in self.call.words], self.call.id)
+            self.call.note([w.text for w in self.call.words])
         else:
             status = 400 if any(t.finish == "error" and t.ask.constraint for t in self.call.texts) else 503
             found = fault(status, failed)
@@ -340,7 +346,7 @@ class Answer(Response):
         if (failed := call.failed()) is not None:
             await _event(send, fault(503, failed))
         else:
-            call.service.note("chat" if call.wanted.chat else "completions", texts, call.id)
+            call.note(texts)
             if call.wanted.usage:
                 await _event(send, call.body([], True) | {"usage": call.usage()})
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})

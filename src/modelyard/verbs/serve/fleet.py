@@ -90,9 +90,9 @@ class Fleet:
     def _begin(self, name: str) -> Callable[[Mapping[bytes, bytes], bytes, Reply], None]:
         def begin(given: Mapping[bytes, bytes], raw: bytes, reply: Reply) -> None:
             endpoint = self.endpoints[name]
-            endpoint.pick(self._unit(given)).service.begin(given, raw, reply)
-            if endpoint.shadow is not None:
-                asyncio.get_running_loop().call_soon(endpoint.shadow.service.begin, given, raw, lambda *found: None)
+            caller = endpoint.pick(self._unit(given)).service.begin(given, raw, reply)
+            if endpoint.shadow is not None and caller is not None:
+                asyncio.get_running_loop().call_soon(endpoint.shadow.service.begin, given, raw, lambda *found: None, caller)
 
         return begin
 

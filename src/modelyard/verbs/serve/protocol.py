@@ -16,7 +16,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 Reply = Callable[[int, list[tuple[bytes, bytes]], bytes], None]
-Begin = Callable[[Mapping[bytes, bytes], bytes, Reply], None]
+Begin = Callable[[Mapping[bytes, bytes], bytes, Reply], Any]
 """(headers, body, reply): `Service.begin`."""
 
 HEAD = 64 * 1024

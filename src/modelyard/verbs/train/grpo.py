@@ -2,7 +2,8 @@
 
 Shao et al. 2024 (arXiv 2402.03300, eqs. 3 and 4): the advantage of an answer is its reward against the mean of its group, divided by the
 group's deviation unless `scale` is off; ratios of probabilities are clipped as in PPO (Schulman et al. 2017, arXiv 1707.06347); the
-distance to the reference is the k3 estimator, times the ratio (DeepSeek-AI 2025, arXiv 2512.02556). What is averaged: Liu et al. 2025 (Dr. GRPO, arXiv 2503.20783).
+distance to the reference is the k3 estimator, times the ratio (DeepSeek-AI 2025, arXiv 2512.02556). What is averaged: Liu et al. 2025
+(Dr. GRPO, arXiv 2503.20783).
 
 An epoch is a round: `prompts` prompts are drawn, `group` answers to each written with the weights as they are, and `updates` steps made.
 What is drawn is a function of (seed, round, place); a run that is resumed within the updates of a round writes its answers anew.
