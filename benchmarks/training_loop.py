@@ -211,12 +211,7 @@ def ours(net: nn.Module, data: tuple[torch.Tensor, ...]) -> Epoch:
     train = Batches({"x.pixels": x.numpy()}, {"y.index": y.numpy()}, batch=BATCH)
     test = Batches({"x.pixels": x_test.numpy()}, {"y.index": y_test.numpy()}, batch=CHECK, shuffle=False)
 
-    def judge(network: nn.Module) -> float:
-        with torch.no_grad():
-            right = sum(int((network(b.inputs)["y.logits"].argmax(1) == b.targets["y.index"]).sum()) for b in test.epoch(0))
-        return 1 - right / test.rows
-
-    fit = Fit(Wrapped(), [Term("y.logits", "y.index", loss, total=total)], train, None, config, judge=judge)
+    fit = Fit(Wrapped(), [Term("y.logits", "y.index", loss, total=total)], train, None, config)
     stop = threading.Event()
 
     def epoch() -> tuple[float, float]:
@@ -228,7 +223,10 @@ def ours(net: nn.Module, data: tuple[torch.Tensor, ...]) -> Epoch:
             stop.set()
 
         fit.run(None, event, stop)
-        return seen[0]["loss"], 1 - seen[0]["judged"]
+        fit.network.eval()
+        with torch.no_grad():
+            right = sum(int((fit.network(b.inputs)["y.logits"].argmax(1) == b.targets["y.index"]).sum()) for b in test.epoch(0))
+        return seen[0]["loss"], right / test.rows
 
     return epoch
 

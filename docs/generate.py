@@ -142,6 +142,8 @@ RESULTS: dict[str, tuple[str, ...]] = {
     "init": ("modelyard.verbs.init:Written",),
     "runs": ("modelyard.verbs.runs:Listing", "modelyard.verbs.runs:Comparison"),
     "doctor": ("modelyard.verbs.doctor:Findings",),
+    "chat": ("modelyard.verbs.chat:Talked",),
+    "keys": ("modelyard.verbs.keys:Created", "modelyard.verbs.keys:Listing"),
 }
 """What each verb returns (`serve` prints one line and does not end)."""
 LEFT_OUT = {"tune": ("gate", "interrupted"), "train": ("gate", "interrupted"), "run": ("seconds",)}

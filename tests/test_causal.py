@@ -89,10 +89,27 @@ def test_blocks_of_the_vocabulary_equal_the_whole(monkeypatch: pytest.MonkeyPatc
     weigh = torch.rand(37)
     found = []
     for limit in (2**24, V * 5):
-        monkeypatch.setattr(_vocabulary, "WHOLE", limit)
+        monkeypatch.setattr(_vocabulary, "BLOCK", limit)
         nll = _vocabulary.token_nll(hidden, weight, ids)
-        found.append([nll.detach(), *torch.autograd.grad((nll * weigh).sum(), (hidden, weight))])
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))
+        sums = [torch.autograd.grad(total, (hidden, weight), retain_graph=True) for total in ((nll * weigh).sum(), 0.3 * nll.sum())]
+        found.append([nll.detach(), *sums[0], *sums[1]])
+    plain = torch.nn.functional.cross_entropy(hidden @ weight.T, ids, reduction="none")
+    wanted = [torch.autograd.grad(total, (hidden, weight), retain_graph=True) for total in ((plain * weigh).sum(), 0.3 * plain.sum())]
+    frozen = torch.autograd.grad(_vocabulary.token_nll(hidden, weight.detach(), ids).sum(), hidden)[0]
+    assert torch.allclose(frozen, wanted[1][0] / 0.3, atol=1e-5)
+    for mine in found:
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(mine, [plain, *wanted[0], *wanted[1]], strict=True))
+
+
+def test_the_vocabulary_in_half_precision_has_the_same_gradients() -> None:
+    hidden, weight, ids = torch.randn(37, 8), torch.randn(V, 8, requires_grad=True), torch.randint(0, V, (37,))
+    weigh = torch.rand(37)
+    for total in (lambda nll: (nll * weigh).sum(), lambda nll: nll.sum()):
+        plain = torch.autograd.grad(total(_vocabulary.token_nll(hidden, weight, ids)), weight)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            nll = _vocabulary.token_nll(hidden.bfloat16(), weight, ids)
+        assert nll.dtype == torch.float32
+        assert torch.allclose(torch.autograd.grad(total(nll), weight)[0], plain, atol=0.1)
 
 
 def test_activations_computed_again_give_the_same_gradients() -> None:

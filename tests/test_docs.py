@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/*.md")])
 TRANSLATED = ("README.md", "docs/tutorials/first-model.md")
 """Pages whose Chinese page prints the same blocks."""
-RUN = (*TRANSLATED, "docs/how-to/missing-values.md", "docs/how-to/calibrate.md")
+RUN = (*TRANSLATED, *(f"docs/how-to/{name}.md" for name in ("missing-values", "calibrate", "encoders", "translation", "tagging")))
 """Pages whose ```bash and ```python blocks are run, in order, in one empty folder."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -22,6 +22,7 @@ EXAMPLES = ROOT / "examples"
 SMALL: dict[str, list[str]] = {
     "churn": ["model.trees=200"],
     "digits": ["train.epochs=8", "data.limit=700"],
+    "entities": ["data.limit=500", "train.epochs=8", "train.batch=8"],
     "fusion": ["train.epochs=4", "data.limit=800"],
     "houses": ["model.trees=200"],
     "intents": ["data.limit=1000"],
@@ -35,6 +36,7 @@ SMALL: dict[str, list[str]] = {
 ABOVE: dict[str, dict[str, float]] = {
     "churn": {"roc_auc": 0.75},
     "digits": {"accuracy": 0.7},
+    "entities": {"tag_accuracy": 0.8},
     "fusion": {"topic.accuracy": 0.75, "charge.r2": 0.5},
     "houses": {"r2": 0.5},
     "intents": {"accuracy": 0.85},

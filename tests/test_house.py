@@ -17,7 +17,7 @@ ROOT = Path(modelyard.__file__).parent
 REPOSITORY = ROOT.parent.parent
 
 LAYERS = [
-    {"errors"}, {"registry", "settings"}, {"kinds"}, {"store"}, {"data", "nets", "estimators", "losses", "metrics", "attacks"},
+    {"errors"}, {"registry", "settings"}, {"kinds"}, {"store"}, {"data", "nets", "estimators", "losses", "metrics", "rewards", "attacks"},
     {"runtime"}, {"tasks"}, {"verbs"}, {"project_file", "project", "options", "progress"}, {"calls", "cli", "testing", "__main__", "__init__"},
 ]  # fmt: skip
 """From the bottom up: a module imports from its own layer or below."""
@@ -116,7 +116,7 @@ def test_no_drawer_of_helpers() -> None:
 
 def test_public_surface_is_pinned() -> None:
     assert sorted(modelyard.__all__) == [
-        "Model", "ModelyardError", "Project", "__version__", "check", "doctor", "evaluate", "export", "init", "load", "load_model",
+        "Model", "ModelyardError", "Project", "__version__", "chat", "check", "doctor", "evaluate", "export", "init", "load", "load_model",
         "plan", "predict", "prepare", "project", "report", "run", "runs", "serve", "train", "tune",
     ]  # fmt: skip
     for name in modelyard.__all__:
@@ -137,11 +137,22 @@ def test_core_modules_import_without_the_extras() -> None:
         "nets.",
         "losses.",
         "data.batches",
+        "data.blocks",
         "verbs.train.loop",
         "verbs.train.fit_net",
         "verbs.train.optimisers",
         "verbs.train.augment",
         "verbs.train.guard",
+        "verbs.train.depth",
+        "verbs.train.freeze",
+        "verbs.train.layer_decay",
+        "verbs.train.masking",
+        "verbs.train.texts",
+        "verbs.train.align",
+        "verbs.train.dpo",
+        "verbs.train.kto",
+        "verbs.train.grpo",
+        "verbs.train.lora",
     )
     names = []
     for path in modules():
@@ -189,7 +200,8 @@ def test_nothing_of_this_machine_is_in_the_repository() -> None:
 
 
 @pytest.mark.parametrize(
-    "group", ["kinds", "tasks", "nets", "estimators", "losses", "metrics", "runtime/programs", "runtime/backends", "data/frames", "verbs", "verbs/tune"]
+    "group",
+    ["kinds", "tasks", "nets", "estimators", "losses", "metrics", "rewards", "runtime/programs", "runtime/backends", "data/frames", "verbs", "verbs/tune"],
 )
 def test_every_name_has_a_sentence(group: str) -> None:
     for name in registry.names(group):

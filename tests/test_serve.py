@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import http.client
 import json
@@ -253,11 +254,11 @@ def test_wrong_addresses_methods_and_types(line: Client, plan: Client) -> None:
         ("GET", "/v3/x", 404, "no such route"),
         ("GET", "/static/../app.py", 404, "no such"),
         ("GET", "/static/page.html", 404, "no such"),
-        ("BREW", "/metrics", 405, "does not take"),
+        ("BREW", "/metrics", 400, "Invalid HTTP"),
     ):
         status, found, headers = line.ask(method, path, good if method == "POST" else None, JSON)
         assert (status, set(found)) == (code, {"error"}) and said in found["error"], (method, path)
-        assert headers["Modelyard-Request-Id"]
+        assert headers["Modelyard-Request-Id"] or method == "BREW"  # no request was understood
     for kind, code in (
         ("application/json; charset=utf-8", 200),
         ("application/x-www-form-urlencoded", 200),
@@ -417,7 +418,7 @@ def test_health_is_answered_while_a_prediction_runs(models: dict[str, Model], mo
 
 
 def test_a_token_guards_all_but_health(models: dict[str, Model]) -> None:
-    with pytest.raises(UsageError, match=r"serve\.token"):
+    with pytest.raises(UsageError, match=r"serve\.keys"):
         modelyard.serve(models["line"], host="0.0.0.0")
     for bad in ("s3cret-词", "two words", " "):
         with pytest.raises(UsageError, match=r"serve\.token"):
@@ -471,7 +472,7 @@ def test_ports_settings_and_altered_models(models: dict[str, Model], tmp_path: P
     with pytest.raises(UsageError) as caught:
         modelyard.serve(models["line"], port=70000, hots="x")
     assert len(caught.value.details) == 2
-    altered = Model(**vars(models["line"]))
+    altered = dataclasses.replace(models["line"])
     altered.graphs = {"main": lambda inputs: {k: v + 1 for k, v in models["line"].graphs["main"](inputs).items()}}
     with pytest.raises(ParityError):
         modelyard.serve(altered)

@@ -326,7 +326,7 @@ def test_label_sets_pixels_and_parameters_have_fields(browser: Any, server: Serv
     controls(tab, "grey").locator("img").evaluate("e => e.decode()")
     assert controls(tab, "grey").locator("img").evaluate("e => [e.naturalWidth, e.naturalHeight]") == [2, 3]
     assert "params" not in tab.evaluate("body([])")
-    tab.click("summary")
+    tab.click("#params summary")
     controls(tab, "beam").locator("input").fill("6")
     assert tab.evaluate("body([]).params") == {"beam": 6}
     context.close()
@@ -338,7 +338,7 @@ def test_the_page_is_closed_to_markup_and_to_other_sites(server: Server, model: 
     with urllib.request.urlopen(server.url + "/") as response:
         text, policy = response.read().decode("utf-8"), response.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
-    assert "<img" not in text and text.count("</script>") == 4 and "demo 模型" in text
+    assert "<img" not in text and text.count("</script>") == 5 and "demo 模型" in text
     for name in page.FILES:
         found = page.static(name)
         assert found is not None and b"http://" not in found[0].replace(b"http://www.w3.org", b"") and b"https://" not in found[0]

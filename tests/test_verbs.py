@@ -80,6 +80,16 @@ ROWS: dict[str, dict[str, Any]] = {
     "classification · text · transformer": {
         "data": sentences, "target": "topic", "data.inputs": {"text": "text"}, "model": "transformer", "train.epochs": 1,
     },
+    "classification · text · bert": {
+        "data": sentences, "target": "topic", "data.inputs": {"text": "text"}, "model": {"name": "bert", "width": 32, "feedforward": 64},
+        "train.epochs": 1,
+    },
+    "classification · long texts in slices": {
+        "data": sentences, "target": "topic", "data.inputs": {"text": "text"}, "data.frame": {"name": "slices", "length": 5, "overlap": 1},
+        "model": "text-cnn", "train.epochs": 1,
+    },
+    "fill-mask · text · bert": {"task": "fill-mask", "model": {"name": "bert", "width": 32, "feedforward": 64}, "train.epochs": 1},
+    "text embedding · pairs · bert": {"task": "text-embedding", "model": {"name": "bert", "width": 32, "feedforward": 64}, "train.epochs": 1},
     "classification · image · cnn": {"data": digits, "target": "digit", "train.epochs": 2},
     "regression · table · trees": {"task": "regression"},
     "regression · table · mlp": {"task": "regression", "model": "mlp", "train.epochs": 3},
@@ -105,6 +115,9 @@ ROWS: dict[str, dict[str, Any]] = {
         "task": "regression", "model": {"name": "auto", "candidates": ["linear", {"name": "forest", "trees": 20}]}, "train.preset": "balanced",
         "train.distil": "linear",
     },
+    "tagging · words · bilstm": {"task": "token-classification", "train.epochs": 3},
+    "translation · text · seq2seq": {"task": "translation", "model": {"name": "seq2seq", "width": 32, "layers": 1}, "train.epochs": 4},
+    "summarisation · text · seq2seq": {"task": "summarisation", "model": {"name": "seq2seq", "width": 32, "layers": 1}, "train.epochs": 4},
     "tagging (probe)": {"task": "modelyard-probes/tagging"},
     "generation (probe)": {"task": "modelyard-probes/character-generation"},
     "control (probe)": {"task": "modelyard-probes/control"},

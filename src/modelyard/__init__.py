@@ -33,12 +33,13 @@ if TYPE_CHECKING:
     init: Any
     runs: Any
     doctor: Any
+    chat: Any
     load_model: Any
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Model", "ModelyardError", "Project", "__version__", "check", "doctor", "evaluate", "export", "init", "load",
+    "Model", "ModelyardError", "Project", "__version__", "chat", "check", "doctor", "evaluate", "export", "init", "load",
     "load_model", "plan", "predict", "prepare", "project", "report", "run", "runs", "serve", "train", "tune",
 ]  # fmt: skip
 
@@ -51,7 +52,7 @@ _PLACES = {
     "project": "modelyard.project",
     "serve": "modelyard.verbs.serve:serve",  # a context manager: the verb itself would not return
 }
-_VERBS = ("check", "doctor", "evaluate", "export", "init", "plan", "predict", "prepare", "report", "run", "runs", "train", "tune")
+_VERBS = ("chat", "check", "doctor", "evaluate", "export", "init", "plan", "predict", "prepare", "report", "run", "runs", "train", "tune")
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ FLAGS = tuple(
 
 def call(verb: str, options: Options, file: str | Path | None, overrides: list[str], values: Mapping[str, Any]) -> Any:
     """Load the verb, read the project where it takes one, run. The one way into a verb, for both interfaces."""
+    if options.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # what our own code and huggingface_hub both ask before a socket is opened
     module = registry.load("verbs", verb)
     if getattr(module, "NEEDS_PROJECT", True):
         from modelyard.project import load_project
@@ -71,4 +74,4 @@ def function(verb: str) -> Callable[..., Any]:
 
 
 def _uses_model(verb: str) -> bool:
-    return verb in ("predict", "evaluate", "report", "export", "serve", "runs")
+    return verb in ("predict", "evaluate", "report", "export", "serve", "runs", "chat")

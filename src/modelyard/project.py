@@ -548,7 +548,7 @@ def _shown(value: Any, table: bool = False) -> Any:
     if isinstance(value, dict):
         return {k: _shown(v, k in TABLES) for k, v in value.items()}
     if table and isinstance(value, list):
-        return f"<{len(value)} rows>"
+        return [str(v) for v in value] if all(isinstance(v, str | Path) for v in value) else f"<{len(value)} rows>"
     return value if isinstance(value, str | int | float | bool | list) or value is None else f"<{type(value).__name__}>"
 
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent
 
 EXTRAS = {
     "torch": "train", "lightgbm": "train", "sklearn": "train", "onnx": "train", "onnxscript": "train", "scipy": "train",
-    "pyarrow": "tables", "pandas": "tables", "optuna": "tune", "ray": "ray",
+    "gguf": "gguf", "pyarrow": "tables", "pandas": "tables", "optuna": "tune", "ray": "ray",
 }  # fmt: skip
 """Which extra brings an importable package; the message of a failed import is made from it."""
 

@@ -27,8 +27,17 @@ SAMPLES: dict[str, list[Any]] = {
     "label-set": [["x", "y"], [], None, ["y"], ["x"], ["z", "x"], ["y"], []],
     "text": ["a good day", "今天天气很好", "", None, "word", "more words than the others have", "x y", "😀 z"],
     "timestamp": ["2026-01-31", None, "2026-01-31T10:00:00Z", "1999-12-31 23:59:59", "2020-02-29", "2026/02/01", "20260102", "2026-05-05"],
+    "words": [["Anna", "sings"], "今天 rains", None, ["x"], ["McDonald's", "1998", "@you", "😀"], ["a", "a"], ["Łódź"], ["z" * 40]],
+    "tags": [["B-x", "I-x", "O"], ["O"], None, ["B-y"], ["O", "O"], ["B-x"], [], ["O", "B-y", "I-y"]],
+    "vector": [[0.5, 1.0], [0.0, -2.0], None, [0.25, 3.0], [1.0, 1.0], [0.0, 0.0], [7.0, 0.125], None],
+    "fill": [["a", "##b"], [], None, ["城"], ["a"], ["b", "c", "d"], ["x"], ["y", "y"]],
     "cluster": [0, 1, None, 2, 1, 0, -1, 1],
-}
+    "messages": [
+        [{"role": "user", "content": "hello"}], None, [{"role": "system", "content": "答得短些。"}, {"role": "user", "content": "你好"}],
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "a"}],
+        [{"role": "user", "content": ""}], [{"role": "user", "content": "😀 hello"}], None, [{"role": "user", "content": "hello again, hello"}],
+    ],
+}  # fmt: skip
 """Raw values of the built-in kinds; others pass their own to `check_kind`."""
 
 
@@ -129,9 +138,9 @@ def check_task(name: str, rows: int = 240, seed: int = 0) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = train(toy_data(first), name, name="toy", base=Path(folder))
         model = Model.load(found.model)
-        assert model.replay().ok
+        assert model.parity is not None and model.parity.ok
         assert found.metrics, f"{name}: nothing was measured"
-        if model.frame["name"] == "rows":
+        if model.by_row:
             examples = model.examples[:8]
             together = model.predict(examples)
             for i, row in enumerate(examples):
@@ -154,7 +163,7 @@ def toy_data(toy: Any) -> Any:
 
 
 def random_inputs(accepts: str, rows: int, seed: int = 0) -> tuple[dict[str, Part], dict[str, Array], dict[str, Any]]:
-    """(parts, arrays, keyword arguments) of small random inputs in an encoding: `table`, `pixels`, `bag`, `tokens`, `chars`."""
+    """(parts, arrays, keyword arguments) of small random inputs in an encoding: `table`, `pixels`, `bag`, `tokens`, `chars`, `language`."""
     random = np.random.default_rng(seed)
     lengths = random.integers(1, 12, rows)
     lengths[0] = 1
@@ -170,7 +179,16 @@ def random_inputs(accepts: str, rows: int, seed: int = 0) -> tuple[dict[str, Par
         parts = {"grams": Part((None,), "int32", 50), "weights": Part((None,), "float32")}
         values = random.random(offsets[-1]).astype(np.float32)
         return parts, {"grams": ragged(random.integers(0, 50, offsets[-1]).astype(np.int32)), "weights": ragged(values)}, {}
-    assert accepts in ("tokens", "chars"), f"no random inputs for {accepts}"
+    if accepts == "spelled":
+        count = int(offsets[-1])
+        parts = {
+            "words": Part((None,), "int32", 50), "characters": Part((None, 8), "int32", 30), "marks": Part((None, 6), "int32", 40),
+            "features": Part((None, 12), "float32"),
+        }  # fmt: skip
+        sizes = {k: (count, *(n or 1 for n in p.shape[1:])) for k, p in parts.items()}
+        drawn = {k: random.integers(1, p.cardinality or 2, sizes[k]).astype(p.dtype) for k, p in parts.items()}
+        return parts, {k: ragged(v) for k, v in drawn.items()}, {}
+    assert accepts in ("tokens", "chars", "pretrained", "language"), f"no random inputs for {accepts}"
     return {"tokens": Part((None,), "int32", 50)}, {"tokens": ragged(random.integers(1, 50, offsets[-1]).astype(np.int32))}, {}
 
 
@@ -186,6 +204,9 @@ def check_net(name: str, seed: int = 0) -> None:
 
     module = registry.load("nets", name)
     for accepts in module.ACCEPTS:
+        if getattr(getattr(module, "Network", None), "sees_targets", False):
+            _check_writer(name, module, accepts, seed)
+            continue
         parts, arrays, options = random_inputs(accepts, 6, seed)
         heads = [Head("y", "category", "logits", 3)]
         spec = {"nets": {"c": {"name": name, "config": module.Config()}}}
@@ -219,6 +240,43 @@ def check_net(name: str, seed: int = 0) -> None:
                 expected = network({k: torch.from_numpy(v) for k, v in fed.items()})["y.logits"].numpy()
             difference = float(np.abs(graph(fed)["y.logits"] - expected).max())
             assert difference <= 1e-5, f"{name}: ONNX differs by {difference:.2g} with {rows} examples"
+
+
+def _check_writer(name: str, module: Any, accepts: str, seed: int) -> None:
+    """A net that is taught with the ids of what it shall write and answers with sums (B, 2 or 3) of each example."""
+    import torch
+
+    from modelyard.nets._network import build
+    from modelyard.runtime.pipeline import dense
+
+    parts, arrays, _ = random_inputs(accepts, 6, seed)
+    spec = {"nets": {"c": {"name": name, "config": module.Config()}}}
+    network, twin = (build(spec, {"c": parts}, [], [Head("y", "text", "tokens", 50)], seed=seed) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), twin.state_dict().values(), strict=True)), (
+        f"{name}: weights are not a function of the seed"
+    )
+    random = np.random.default_rng(seed)
+    written = Ragged.from_lists([random.integers(3, 50, n).tolist() for n in random.integers(1, 9, 6)], np.int64)
+    named = {**{f"c.{k}": v for k, v in arrays.items()}, "y.ids": written}
+    feed = lambda index: {k: torch.from_numpy(v) for k, v in dense({k: take(a, index) for k, a in named.items()}).items()}  # noqa: E731
+    network.train()
+    network(feed(np.arange(6)))["y.tokens"][:, 0].sum().backward()
+    still = [n for n, p in network.named_parameters() if p.grad is None]
+    assert not still, f"{name}: no gradient reaches {still}"
+    network.eval()
+    with torch.inference_mode():
+        whole = network(feed(np.arange(6)))["y.tokens"]
+        for i in range(6):
+            one = network(feed(np.array([i])))["y.tokens"]
+            assert torch.allclose(whole[i : i + 1], one, atol=1e-4), f"{name}: example {i} is judged differently alone"
+    stored = network.stored() if hasattr(network, "stored") else network.state_dict()  # type: ignore[operator]
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.zero_()
+    twin.restore(stored) if hasattr(twin, "restore") else twin.load_state_dict(stored)  # type: ignore[operator]
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), twin.state_dict().values(), strict=True)), (
+        f"{name}: weights change when they are stored"
+    )
 
 
 def check_estimator(name: str, seed: int = 0) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from modelyard.data import packed
+from modelyard.data import conll, packed
+from modelyard.data.conll import ConllConfig
 from modelyard.data.table import SetAside, Table
 from modelyard.errors import DataError, Problem
 
@@ -49,6 +50,10 @@ class Reading:
     sheet: str | int | None = None
     """Sheet of a workbook."""
     max_bytes: int | None = None
+    texts: bool = False
+    """Whether a .txt file is a text and no table."""
+    conll: ConllConfig | None = None
+    """Columns of a CoNLL file; set, every file of an unknown type is read as one."""
 
 
 def read(source: Any, reading: Reading | None = None, name: str = "train") -> Table:
@@ -83,11 +88,17 @@ def _file(path: Path, reading: Reading, name: str) -> Table:
         return read_workbook(
             path, name, sheet=reading.sheet, header=reading.header, max_bytes=reading.max_bytes, missing=reading.missing
         )
+    if kind in conll.SUFFIXES or (reading.conll is not None and kind not in TEXTS):
+        text, notes = decode(bytes_of(path, reading.max_bytes), reading.encoding, path)
+        table = conll.table(_newlines(text), path, name, reading.conll or ConllConfig())
+        table.notes = notes + table.notes
+        return table
     if kind == "xls":
         raise DataError(f"{path} is a workbook of the old format; save it as .xlsx or CSV")
     if kind not in TEXTS:
         known = ".csv, .tsv, .jsonl, .json (.gz, .bz2, .xz, .zip too), .parquet or .xlsx"
-        raise DataError(f"{path} is of no known type; tables are {known}, and sqlite:///FILE")
+        tagged = "tagged sentences are .conll, .bio or .iob (set data.conll for other names)"
+        raise DataError(f"{path} is of no known type; tables are {known}, and sqlite:///FILE; {tagged}")
     return of_bytes(bytes_of(path, reading.max_bytes), kind, path, name, reading)
 
 

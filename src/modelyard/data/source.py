@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,15 +12,17 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import polars as pl
 
-from modelyard.data import artefact, huggingface
+from modelyard.data import artefact, huggingface, parallel
+from modelyard.data.conll import ConllConfig
 from modelyard.data.images import read_folder, read_zip, with_images
 from modelyard.data.mistakes import Mistakes
 from modelyard.data.read import Reading, read
 from modelyard.data.split import SplitConfig
 from modelyard.data.sql import is_url, read_sql
 from modelyard.data.table import SetAside, Table
+from modelyard.data.texts import read_texts, text_files
 from modelyard.data.typing import IMAGE_SUFFIX
-from modelyard.errors import DataError, Unsupported
+from modelyard.errors import DataError, Problem, Unsupported
 from modelyard.kinds._missing import Missing
 from modelyard.settings import Between
 
@@ -36,7 +38,7 @@ class DataConfig:
 
     path: Any = None
     """File, folder or zip with the rows to learn from (relative to the project file), a database (sqlite:///FILE, postgresql://…), what
-    `prepare` made, or a table object in Python."""
+    `prepare` made, a list of parallel texts such as [train.en, train.de], or a table object in Python."""
     train: Any = None
     """The same as path, beside valid and test."""
     valid: Any = None
@@ -54,7 +56,7 @@ class DataConfig:
     inputs: dict[str, Any] | list[str] | None = None
     """Columns to learn from: a list, or a map column → kind or {kind, encoding, …}. Without it: all that have no other role."""
     outputs: dict[str, Any] | None = None
-    """Columns to predict: a map column → kind or {kind, task}."""
+    """Columns to predict: a map column → kind or {kind, task, …} with settings of its encoding."""
     ignore: str | list[str] | None = None
     """Columns left out."""
     id: str | list[str] | None = None
@@ -80,6 +82,10 @@ class DataConfig:
     missing_values: Missing = field(default_factory=Missing)
     """What inputs do with missing values, e.g. median or {method: knn, neighbours: 10}; `data.inputs.COLUMN.missing` says otherwise for one.
     Kinds that a method does not suit (text; categories under mean) keep theirs."""
+    conll: ConllConfig | None = None
+    """How files of tagged sentences (.conll, .bio, .iob) are read; set (`{}` is enough), files of unknown names are read so too."""
+    names: dict[str, list[str]] = field(default_factory=dict)
+    """column → names of its numbers, from 0 on: labels or tags that a file holds as whole numbers."""
     sheet: str | int | None = None
     """Sheet of a workbook (name, or number from 1), or table of a database; without it the first sheet, the only table."""
     query: str | None = None
@@ -96,8 +102,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in TABLES_OR_PATH:
             value = getattr(self, name)
-            if isinstance(value, bool | int | float) or (isinstance(value, list) and not all(isinstance(v, Mapping) for v in value)):
-                raise ValueError(f"{name} came as {type(value).__name__}; expected one path: a file, a folder or a zip")
+            rows = isinstance(value, list) and all(isinstance(v, Mapping) for v in value)
+            if isinstance(value, bool | int | float) or (isinstance(value, list) and not rows and not parallel.is_parallel(value)):
+                raise ValueError(f"{name} came as {type(value).__name__}; expected one path (a file, a folder or a zip) or parallel texts")
 
 
 @dataclass
@@ -139,8 +146,10 @@ class Source:
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None) -> Source:
+def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None, *, texts: bool = False) -> Source:
     """Read every table that `config` names. Raises `DataError` with what is wrong in each of them.
+
+    With `texts` a .txt file is one text, and a folder of them one each.
 
     With `mistakes` those go there instead, and what could be read is returned, so that its columns can be judged too.
     """
@@ -148,8 +157,9 @@ def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None
     if first is None:
         raise DataError("no data is named; write data=PATH (a file, folder or zip) or data: {path: …} in the project file")
     reading = Reading(
-        config.encoding, config.separator, config.header, tuple(config.missing), config.limit, config.sheet, config.max_bytes
-    )
+        config.encoding, config.separator, config.header, tuple(config.missing), config.limit, config.sheet, config.max_bytes,
+        texts, config.conll,
+    )  # fmt: skip
     found = Mistakes() if mistakes is None else mistakes
     tables: dict[str, Table] = {}
     with found.gathering():
@@ -167,9 +177,12 @@ def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None
     for name, table in tables.items():
         with found.gathering():
             _need_rows(name, table)
+            table.data = named(table.data, config.names, name)
     if mistakes is None:
         found.raise_if_any("the data cannot be read")
     tables = {name: tables[name] for name in TABLES if name in tables}
+    for table in tables.values():
+        table.data = parallel.unnested(table.data)
     for name, table in tables.items():
         if config.limit is not None and table.rows > config.limit:
             # a seeded sample: the head of an ordered file would hold one class
@@ -184,8 +197,32 @@ def open_source(config: DataConfig, base: Path, mistakes: Mistakes | None = None
     return Source(tables, [note for t in tables.values() for note in t.notes], made)
 
 
+def _under(base: Path, given: str | Path) -> Path:
+    path = Path(given).expanduser()
+    return path if path.is_absolute() else base / path
+
+
 def _names(value: str | list[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])
+
+
+def named(frame: pl.DataFrame, names: Mapping[str, Sequence[str]], table: str) -> pl.DataFrame:
+    """The table with names in place of whole numbers, in the columns that `names` speaks of. Raises `DataError` for a number without one."""
+    problems = []
+    for column, known in names.items():
+        if column not in frame.columns:
+            continue  # a table of rows to predict has no targets
+        values = frame[column].to_list()
+        flat = [v for row in values for v in (row if isinstance(row, list) else [row]) if v is not None]
+        bad = [v for v in flat if not isinstance(v, int) or isinstance(v, bool) or not 0 <= v < len(known)]
+        if bad:
+            problems.append(Problem(f"holds {bad[0]!r} in {table}; data.names has {len(known)} names, for 0 to {len(known) - 1}", column))
+            continue
+        said = [[known[v] for v in row] if isinstance(row, list) else None if row is None else known[row] for row in values]
+        frame = frame.with_columns(pl.Series(column, said))
+    if problems:
+        raise DataError(f"data.names does not fit {len(problems)} column(s)", problems)
+    return frame
 
 
 def _need_rows(name: str, table: Table) -> None:
@@ -199,6 +236,8 @@ def _need_rows(name: str, table: Table) -> None:
 
 def _tables(given: Any, base: Path, reading: Reading, name: str, query: str | None = None) -> dict[str, Table]:
     plain = replace(reading, limit=None)
+    if parallel.is_parallel(given):
+        return {name: parallel.read_parallel([_under(base, p) for p in given], plain, name)}
     if not isinstance(given, str | Path):
         if huggingface.is_datasets(given):
             return {k: Table(k, frame) for k, frame in huggingface.splits(given).items()}
@@ -207,10 +246,14 @@ def _tables(given: Any, base: Path, reading: Reading, name: str, query: str | No
         return {name: read(given, plain, name)}
     if is_url(given):
         return {name: read_sql(str(given), base, name, query=query, table=reading.sheet)}
-    path = Path(given).expanduser()
-    path = path if path.is_absolute() else base / path
+    path = _under(base, given)
+    if reading.texts and (files := text_files(path)):
+        return read_texts(path, files, plain, name)
     if path.is_dir():
-        return artefact.tables(path) if artefact.made(path) else read_folder(path, plain)
+        if artefact.made(path):
+            return artefact.tables(path)
+        texts = parallel.in_folder(path)
+        return {k: parallel.read_parallel(v, plain, k) for k, v in texts.items()} if texts else read_folder(path, plain)
     if path.suffix.lower() == ".zip" and path.is_file():
         return read_zip(path, plain, name)
     table = read(path, plain, name)

@@ -90,13 +90,14 @@ def chunks(path: Path, reading: Reading) -> Iterator[tuple[pl.DataFrame, list[Se
         for frame in pl.scan_parquet(path).collect_batches(chunk_size=CHUNK):
             yield frame, []
     elif kind in ("csv", "tsv", "txt", "data", "jsonl", "ndjson"):
-        with _open(path, reading.encoding) as file:
+        with opened(path, reading.encoding) as file:
             yield from _json(file, path) if kind.startswith(("jsonl", "ndjson")) else _delimited(file, path, reading, kind)
     else:
         raise Unsupported(f"data.stream reads .csv, .tsv, .jsonl (.gz too) and .parquet files, not {path.name}", "not yet")
 
 
-def _open(path: Path, encoding: str | None) -> TextIO:
+def opened(path: Path, encoding: str | None) -> TextIO:
+    """A text file, unpacked on the way where it is gzip."""
     named = encoding or "utf-8-sig"
     if path.suffix.lower() == ".gz":
         return gzip.open(path, "rt", encoding=named, newline="\n")

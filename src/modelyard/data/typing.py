@@ -40,7 +40,7 @@ def guess(column: pl.Series) -> Guess:
     if isinstance(dtype, pl.Array) or dtype == pl.Binary:
         return Guess("image", "", "it holds pixels or encoded images")
     if isinstance(dtype, pl.List):
-        return Guess("label-set", "", "it holds lists")
+        return _lists(some)
     if dtype.is_temporal():
         return Guess("timestamp", "", "it holds dates")
     distinct = column.drop_nulls().n_unique()
@@ -52,6 +52,15 @@ def guess(column: pl.Series) -> Guess:
         counting = whole and dtype.is_integer() and bool(ID_NAME.search(column.name) or _counts_up(column))
         return Guess("number", "id" if counting else hint, "every value is different and counts up" if counting else "it holds numbers")
     return _texts(column, some, distinct, hint, whole)
+
+
+def _lists(some: pl.Series) -> Guess:
+    """Words (or their tags) are lists that say something twice; sets of labels never do."""
+    from modelyard.kinds.words import KIND
+
+    if some.dtype == pl.List(pl.String) and KIND.fits(some) == 1.0:
+        return Guess("words", "", "it holds lists that say something twice")
+    return Guess("label-set", "", "it holds lists")
 
 
 def _counts_up(column: pl.Series) -> bool:
@@ -86,8 +95,13 @@ def _texts(column: pl.Series, some: pl.Series, distinct: int, hint: Literal["", 
 
 
 def target_kind(column: pl.Series) -> Guess:
-    """The kind of a column to predict: labels, a number, or sets of labels."""
+    """The kind of a column to predict: labels, a number, sets of labels, or tags."""
     found = guess(column)
+    if found.kind == "words":
+        from modelyard.kinds.tags import KIND
+
+        tags = KIND.fits(column) > 0
+        return Guess("tags", "", "it holds lists of tags such as O and B-…") if tags else Guess("label-set", "", "it holds lists")
     distinct = column.drop_nulls().n_unique()
     if found.kind == "number" and column.dtype.is_integer() and distinct <= FEW and distinct * 10 <= len(column):
         return Guess("category", "", f"it holds {distinct} different whole numbers")

@@ -108,15 +108,21 @@ class Bins(Encoding):
         """Float32 `value` (B, T) and, if fitted with missing values, `missing` (B,) of 0 and 1."""
         x = np.clip(column.to_numpy().astype(np.float64), -LARGEST, LARGEST)
         absent = np.isnan(x)
-        low, width = state.edges[:-1], np.diff(state.edges)
-        least, most = np.zeros(len(low)), np.ones(len(low))
-        least[0], most[-1] = -BEYOND, 1 + BEYOND
+        low, width, least, most = shares(state)
         out: dict[str, Array] = {
             "value": np.clip((np.where(absent, state.middle, x)[:, None] - low) / width, least, most).astype(np.float32)
         }
         if state.missing:
             out["missing"] = absent.astype(np.float32)
         return out
+
+
+def shares(state: BinsState) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(low, width, least, most) of the bins: the share of each is clip((x - low) / width, least, most)."""
+    low, width = state.edges[:-1], np.diff(state.edges)
+    least, most = np.zeros(len(low)), np.ones(len(low))
+    least[0], most[-1] = -BEYOND, 1 + BEYOND
+    return low, width, least, most
 
 
 def _apart(edges: np.ndarray) -> np.ndarray:

@@ -68,6 +68,11 @@ def take(array: Array, index: np.ndarray) -> Array:
     return array.take(index) if isinstance(array, Ragged) else array[index]
 
 
+def part(array: Array, start: int, end: int) -> Array:
+    """Examples `start` to `end`; a dense array is not copied."""
+    return array.take(np.arange(start, end)) if isinstance(array, Ragged) else array[start:end]
+
+
 def concat(parts: Sequence[Array]) -> Array:
     """Stack the examples of several arrays, all dense or all ragged."""
     ragged = [p for p in parts if isinstance(p, Ragged)]
@@ -121,6 +126,8 @@ class Part:
     """Values are ids in `[0, cardinality)`; None for measurements."""
     groups: tuple[int, ...] = ()
     """Of `table.numbers`: how many of its values belong together, in order (the bins of a column); empty: each stands alone."""
+    shared: bool = False
+    """Its ids mean what those of the output mean (`Encoding.joined`): a net may use one table for both."""
 
     @property
     def ragged(self) -> bool:
@@ -165,6 +172,14 @@ class Encoding(ABC):
         """`start → update → finish` in one call."""
         return self.finish(self.update(self.start(config or self.Config()), column))
 
+    def kept(self, config: Any) -> Any:
+        """The config as a manifest keeps it once the state is fitted: without what was of this machine (a path)."""
+        return config
+
+    def beside(self, column: pl.Series) -> list[pl.Series]:
+        """Values in an aligned truth that the encoding of its input is fitted on too: texts beside a text."""
+        return []
+
     @abstractmethod
     def parts(self, state: Any) -> dict[str, Part]:
         """Names and shapes of the arrays that `encode` yields."""
@@ -180,6 +195,11 @@ class Encoding(ABC):
     def learned(self, state: Any, outputs: Mapping[str, np.ndarray]) -> Any:
         """The state once a model was fitted, for what only its outputs (by part) tell: the number of groups."""
         return state
+
+    def joined(self, own: Any, other: Any) -> tuple[Any, Any] | None:
+        """(finished state, finished state of the input `other`) of unfinished ones, where an output shares what it learns with an input:
+        one vocabulary for a text and its translation. None where it does not."""
+        return None
 
     def decode(self, arrays: Mapping[str, np.ndarray], state: Any, context: Context) -> dict[str, pl.Series]:
         """Graph outputs back to answer columns: `""` is the answer, `scores`, `low`, `high`, `set` stand beside it."""
@@ -202,6 +222,8 @@ class Kind(ABC):
 
     needs_value: ClassVar[bool] = False
     """True where a missing value cannot be encoded (an image): such a row fails with a sentence."""
+    sequence: ClassVar[bool] = False
+    """True where a value is a list of units that an aligned output can speak of one by one (words)."""
 
     @abstractmethod
     def check(self, column: pl.Series) -> tuple[pl.Series, list[RowError]]:
@@ -234,6 +256,14 @@ class Kind(ABC):
 
         return f"<span>{escape('—' if value is None else str(value))}</span>"
 
+    def draw_along(self, value: Any, beside: Any) -> str | None:
+        """A fragment that shows an aligned value along that of its input (marked words), escaped; None: it is shown as a text."""
+        return None
+
+    def misaligned(self, column: pl.Series, beside: pl.Series) -> list[RowError]:
+        """Rows of an aligned output that do not fit the value of its input, both checked: as many tags as words."""
+        return []
+
     @abstractmethod
     def distance(self, a: pl.Series, b: pl.Series) -> np.ndarray:
         """Per-example difference of two canonical columns, 0 = same (for labels: 0 or 1)."""
@@ -263,6 +293,10 @@ class Kind(ABC):
         """
         return next(iter(encoding.encode(column, state, {}).values()))
 
+    def measured(self, answers: Mapping[str, pl.Series]) -> np.ndarray | None:
+        """What metrics of values measure of the answers `{"": answer, "scores": …}`, for kinds that are neither label nor number; (B, …)."""
+        return None
+
     @abstractmethod
     def summary(self, column: pl.Series) -> dict[str, Any]:
         """JSON statistics of a canonical column: `count`, `missing`, and what describes this kind."""
@@ -277,6 +311,8 @@ class Head:
     part: str
     """`logits` (category, label-set), `value` (number), `distances` (cluster) …"""
     size: int
+    ends: tuple[int, ...] = ()
+    """Of a text that is written: ids after which nothing is."""
 
     @property
     def key(self) -> str:

@@ -80,10 +80,12 @@ class Scaled(Encoding):
 
     def encode(self, column: pl.Series, state: ScaledState, context: Context) -> dict[str, Array]:
         """Float32 `value` (B,) and, if fitted with missing values, `missing` (B,) of 0 and 1."""
-        x = column.to_numpy().astype(np.float64)  # null -> NaN
-        scaled = np.minimum(np.maximum((x - state.mean) / state.scale, -SCALED_LIMIT), SCALED_LIMIT)
+        scaled = np.asarray(column.to_numpy(), np.float64) - state.mean  # null -> NaN
+        scaled /= state.scale
+        np.clip(scaled, -SCALED_LIMIT, SCALED_LIMIT, out=scaled)
         absent = np.isnan(scaled)
-        out: dict[str, Array] = {"value": np.where(absent, 0.0, scaled).astype(np.float32)}
+        scaled[absent] = 0.0
+        out: dict[str, Array] = {"value": scaled.astype(np.float32)}
         if state.missing:
             out["missing"] = absent.astype(np.float32)
         return out

@@ -7,6 +7,7 @@ evaluate_output("category", truth_B, Predicted(scores=probabilities_BK))
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,7 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
         "calibration_error",
     ),
     "number": ("rmse", "mae", "mse", "r2"),
+    "tags": ("entity_f1", "entity_precision", "entity_recall", "tag_accuracy"),
     "cluster": ("silhouette", "calinski_harabasz", "davies_bouldin", "adjusted_rand"),
 }
 """Metrics reported when none are asked for, by kind of output; the first is the headline."""
@@ -117,12 +119,13 @@ def evaluate_output(
 
 
 def baseline(
-    kind: str, train_targets: np.ndarray | None, rows: int, *, labels: Sequence[Any] | None = None
+    kind: str, train_targets: np.ndarray | None, rows: int, *, labels: Sequence[Any] | None = None, lengths: Sequence[int] | None = None
 ) -> Predicted:
     """What a model that knows nothing but the training targets answers for `rows` rows.
 
     Category: the most frequent class, with the class shares as scores. Label set: the most frequent labels, as many
     as a row has on average (at least one), with their shares as scores. Number: the mean. Cluster: one cluster.
+    Tags: the most frequent one for every word (`lengths` of the rows).
     """
     if kind == "cluster":
         return Predicted(labels=np.zeros(rows, np.int64))
@@ -130,6 +133,12 @@ def baseline(
         raise UsageError("a baseline needs training targets; got none")
     if kind == "number":
         return Predicted(values=np.full(rows, np.nanmean(np.asarray(train_targets, np.float64))))
+    if kind == "tags":
+        counts = Counter(tag for row in train_targets for tag in row)
+        most = counts.most_common(1)[0][0] if counts else "O"
+        tagged = np.empty(rows, object)
+        tagged[:] = [(most,) * n for n in lengths or [0] * rows]
+        return Predicted(labels=tagged)
     if kind == "category":
         ids = train_targets[train_targets >= 0]
         shares_K = np.bincount(ids, minlength=len(labels) if labels is not None else 2) / max(1, len(ids))
@@ -230,6 +239,7 @@ def _one(
         return _undefined(metric, str(reason))
     notes += [how] if " " in how else []
     found: dict[str, Any] = {"value": value, "low": low, "high": high, "better": metric.better}
+    found |= metric.about(truth, prediction) if metric.about else {}
     return {**found, "note": "; ".join(notes)} if notes else found
 
 

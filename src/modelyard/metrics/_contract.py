@@ -73,6 +73,8 @@ class Metric:
     """Same arguments and `level`: the interval by theory; None where the theory does not hold (weights)."""
     bounds: tuple[float, float] = (-np.inf, np.inf)
     """Smallest and largest possible value."""
+    about: Callable[[np.ndarray, np.ndarray], dict[str, Any]] | None = None
+    """Facts of (truth, prediction) that belong beside the value: the signature of a score that others compute too."""
     limit: int | None = None
     """Rows that are affordable (quadratic metrics): more are sampled with a seed, and the note says so."""
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from modelyard.errors import ArtefactError, Unsupported
+from modelyard.kinds.text import _language
+from modelyard.store import hub
+from modelyard.store.state import read_arrays
 
 if TYPE_CHECKING:
     from modelyard.nets.causal import Config
@@ -133,3 +138,31 @@ def _plain(found: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> 
     for key, values in allowed.items():
         if found.get(key, values[0]) not in values:
             raise ArtefactError(f"the base's config.json has {key}: {found[key]!r}; computed here: {values[0]!r}")
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """config.json of a base."""
+    path = folder / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size < 2**24 else None
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{path} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise ArtefactError(f"{path} is no map of settings")
+    return found
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a base, shards joined, as float32; a pickle is refused."""
+    found: dict[str, Tensor] = {}
+    for path in hub.weights(folder):
+        found |= {k: torch.from_numpy(v.copy()).float() for k, v in read_arrays(path).items() if v.dtype.kind == "f"}
+    return found
+
+
+def texts_beside(config: Config, vocabulary: int, state: _language.LanguageState) -> dict[str, str]:
+    """config.json, generation_config.json and the tokenizer's files."""
+    ids = _language.names(state)
+    settings, writing = to_settings(config, vocabulary, ids), {**ids, "eos_token_id": state.ends}
+    texts = {"config.json": settings, "generation_config.json": {k: v for k, v in writing.items() if v is not None}}
+    return {k: json.dumps(v, ensure_ascii=False, indent=2) + "\n" for k, v in texts.items()} | _language.files(state)

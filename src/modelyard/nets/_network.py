@@ -16,9 +16,13 @@ from torch import nn
 from modelyard import registry, settings
 from modelyard.errors import ArtefactError, Problem, Unsupported, UsageError
 from modelyard.kinds._contract import Head, Part
+from modelyard.nets._chain import Chain
 from modelyard.nets._fusion import FUSIONS
 
 Parts = Mapping[str, Mapping[str, Part]]
+
+CHAINED = "potentials"
+"""The part of outputs that speak of every unit of an input (`kinds/tags`): encoders then give features (B, L, D)."""
 
 MEMBERS = ":members"
 """Ends the name of a training output `(B, M, …)` that holds the answers of an ensemble's M members beside their combination."""
@@ -37,7 +41,39 @@ class Network(nn.Module):
         self.fusion = fusion
         safe = module_names([h.output for h in heads])
         self.keys = {h.key: safe[h.output] for h in heads}
-        self.heads = nn.ModuleDict({safe[h.output]: fusion.head(h.size) for h in heads})  # type: ignore[operator]
+        self.heads = nn.ModuleDict({safe[h.output]: self._head(h) for h in heads})
+        self.outputs = [h.output for h in heads]
+        self.layout: Any = None
+        """`_layout.Layout` where the parameters are stored under Hugging Face's names."""
+
+    def stored(self) -> dict[str, torch.Tensor]:
+        """The parameters as the model folder holds them."""
+        state: dict[str, torch.Tensor] = self.state_dict()
+        return state if self.layout is None else self.layout.theirs(state)  # type: ignore[no-any-return]
+
+    def restore(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Puts stored parameters back; `RuntimeError` where they do not fit."""
+        self.load_state_dict(dict(weights) if self.layout is None else self.layout.ours(weights), strict=True)
+
+    def files(self, states: Mapping[str, Any]) -> dict[str, str]:
+        """Hugging Face's files beside the weights (config.json, the tokenizer's), from the states of the columns by name."""
+        if self.layout is None:
+            return {}
+        from modelyard.kinds.text._pretrained import files
+
+        column = states[next(iter(self.names))]
+        return {**self.layout.files(getattr(states[self.outputs[0]], "labels", None), column.size), **files(column)}
+
+    def _head(self, head: Head) -> nn.Module:
+        """The fusion's head, or the encoder's own where there is one input and it has one for this kind (the decoder of a language model)."""
+        only = next(iter(self.encoders.values())) if len(self.encoders) == 1 else None
+        own = only.head(head) if only is not None and hasattr(only, "head") else None  # type: ignore[operator]
+        if own is None and not head.size:
+            raise Unsupported(f"no net of these has a head for outputs of kind {head.kind}; choose one that has (bert for hidden tokens)", "use")
+        if own is not None:
+            return own  # type: ignore[no-any-return]
+        made: nn.Module = self.fusion.head(head.size)  # type: ignore[operator]
+        return Chain(made, head.size) if head.part == CHAINED else made
 
     def embed(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Discrete parts made continuous, under the same names: where gradients for explaining and attacking are taken."""
@@ -111,25 +147,68 @@ def build(
         for name, found in parts.items():
             entry = spec["nets"][name]
             module = registry.load("nets", entry["name"])
-            config = _config(module.Config, entry["config"], entry["name"])
+            config = read_config(module.Config, entry["config"], entry["name"])
             whole = hasattr(module, "Network")
-            offered = {"cardinalities": list(cardinalities), "statistics": (statistics or {}).get(name)}
+            offered = {"cardinalities": list(cardinalities), "statistics": (statistics or {}).get(name), "heads": heads}
             takes = inspect.signature((module.Network if whole else module.Encoder).__init__).parameters
             options = {k: v for k, v in offered.items() if k in takes}
             if whole:
                 if len(parts) > 1:
                     raise Unsupported(f"{entry['name']} is a whole network and reads one input, not {len(parts)}", "never")
+                options.pop("heads", None)
                 return module.Network(config, found, heads, name, **options)  # type: ignore[no-any-return]
             encoders[name] = module.Encoder(config, found, **options)
+        _aligned(parts, heads)
         fusion = dict(spec.get("fusion") or {"name": "concatenate"})
         kind = fusion.pop("name")
         if kind not in FUSIONS:
             raise registry.unknown("fusion", str(kind), list(FUSIONS))
         widths = [int(e.width) for e in encoders.values()]  # type: ignore[arg-type]
-        return Network(encoders, FUSIONS[kind](widths, **fusion), heads)
+        from modelyard.nets import _layout, _pairs
+
+        pairs = any(h.part == "vector" for h in heads)
+        if pairs and len(heads) > 1:
+            raise Unsupported("text vectors are learnt alone; leave the other outputs out", "not yet")
+        network = (_pairs.Pairs if pairs else Network)(encoders, FUSIONS[kind](widths, **fusion), heads)
+        network.layout = _layout.of(spec, heads)
+        return network
 
 
-def _config(cls: type, given: Any, name: str) -> Any:
+def _aligned(parts: Parts, heads: Sequence[Head]) -> None:
+    """Refuses what has no features of every unit: several inputs fused, and answers about the whole beside answers about each unit."""
+    if not any(h.part == CHAINED for h in heads):
+        return
+    if len(parts) > 1:
+        raise Unsupported(f"a net that tags reads one input, not {', '.join(parts)}; name it under data.inputs", "not yet")
+    if whole := [h.output for h in heads if h.part != CHAINED]:
+        raise Unsupported(f"{', '.join(whole)} is about the whole text and the others about its words; train two models", "not yet")
+
+
+def begin(network: nn.Module, spec: Mapping[str, Any]) -> list[str]:
+    """Puts the weights of bases into a new network, for nets that name one; what began anew all the same is told."""
+    notes = []
+    for name, entry in spec.get("nets", {}).items():
+        module = registry.load("nets", entry["name"])
+        config = read_config(module.Config, entry["config"], entry["name"])
+        if getattr(config, "base", None) is not None and isinstance(network, Network):
+            notes += module.start(network.encoders[network.names[name]], dict(network.heads), config.base)
+        elif getattr(config, "base", None) is not None and hasattr(network, "begin"):
+            notes += network.begin(config.base)  # type: ignore[operator]
+    return notes
+
+
+def without_bases(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec as a manifest keeps it: what a net says of where its base lay on this machine is left out."""
+    nets = {}
+    for name, entry in spec.get("nets", {}).items():
+        module = registry.load("nets", entry["name"])
+        config = read_config(module.Config, entry["config"], entry["name"])
+        nets[name] = {**entry, "config": settings.plain(module.stored(config))} if hasattr(module, "stored") else entry
+    return {**spec, "nets": nets} if nets else dict(spec)
+
+
+def read_config(cls: type, given: Any, name: str) -> Any:
+    """The stored settings of a net as its `Config`."""
     if isinstance(given, cls):
         return given
     problems: list[Problem] = []

@@ -11,6 +11,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from modelyard.nets.causal import Attention, Network
 
+END = 2
+"""The id that ends a text in the tokenizers trained here (`kinds/text`); a network whose base has others names them as `ends`."""
+
 
 class Slots:
     """Each layer's keys and values as (slots, heads, places, width); a text's next token is one pass over what its slot holds."""
@@ -18,6 +21,10 @@ class Slots:
     def __init__(self, network: Network, device: str = "cpu") -> None:
         self.network, self.device = network.to(device).eval(), device
         self.vocabulary, self.context = network.lm_head.out_features, network.config.context
+        self.column, self.output = network.column, network.output
+        self.ends: tuple[int, ...] = tuple(getattr(network, "ends", (END,)))
+        self.row = network.config.row
+        """Tokens of a row in training."""
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
@@ -28,6 +35,17 @@ class Slots:
         shape = (slots, config.keys, min(length, self.context) + 1, config.each)
         self.keys = [torch.zeros(shape, dtype=weight.dtype, device=self.device) for _ in range(config.layers)]
         self.values = [torch.zeros_like(k) for k in self.keys]
+
+    def swap(self, a: int, b: int) -> None:
+        """As in `Decoder`."""
+        for cache in (*self.keys, *self.values):
+            kept = cache[a].clone()
+            cache[a] = cache[b]
+            cache[b] = kept
+
+    def fresh(self) -> Slots:
+        """As in `Decoder`."""
+        return Slots(self.network, self.device)
 
     def memory(self) -> int:
         """Bytes of the cache."""

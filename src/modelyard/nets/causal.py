@@ -11,20 +11,24 @@ and never all of them at once (`_vocabulary.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from modelyard.errors import ArtefactError
 from modelyard.kinds._contract import Head, Part
+from modelyard.nets._dropout import dropout
+from modelyard.nets._kernels import attention, root_norm, rotate, rounded
 from modelyard.nets._slots import Slots
 from modelyard.nets._vocabulary import token_nll
 from modelyard.settings import Between
 
-ACCEPTS = ("tokens",)
+ACCEPTS = ("language",)
 TRAIN: dict[str, object] = {
     "epochs": 3, "batch": 16, "lr": 1e-3, "optimiser": "adamw", "weight_decay": 0.1, "schedule": "cosine", "warmup": 0.05, "clip": 1.0,
 }  # fmt: skip
@@ -59,6 +63,19 @@ class Config:
     """Activations are computed again in the backward pass: a third more time, memory of one layer."""
     base: str | None = None
     """A folder in Hugging Face layout, or a hub name: its shape, weights and tokenizer are the start."""
+    length: Annotated[int, Between(8)] | None = None
+    """Tokens of a row in training; the context, and 1,024 at most, where it is left out."""
+    tokenizer: Literal["bytes", "unigram", "characters"] = "bytes"
+    """How texts become tokens where there is no base: byte-level BPE, a unigram model, or one id for each character."""
+    vocabulary: Annotated[int, Between(16)] = 8_000
+    """Ids of a tokenizer that is trained here, at most."""
+    template: str | None = None
+    """Chat template in place of the base's (of ChatML where there is none)."""
+
+    @property
+    def row(self) -> int:
+        """Tokens of a row in training."""
+        return min(self.length or 1024, self.context)
 
     @property
     def keys(self) -> int:
@@ -84,6 +101,39 @@ class Config:
             raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}, or name head_width")
 
 
+FILLS_BUDGET = True
+"""With a time budget and no number of epochs, training goes on as long as the budget lasts."""
+
+
+def settled(config: Config) -> Config:
+    """The config with the shape of its base, found or fetched. Raises `ArtefactError` where there is none."""
+    if config.base is None:
+        return config
+    from modelyard.nets._huggingface import from_settings, read_settings
+    from modelyard.store import hub
+
+    folder = hub.locate(config.base)
+    kept = {k: getattr(config, k) for k in ("dropout", "checkpointing", "length", "template", "tokenizer", "vocabulary")}
+    return from_settings(read_settings(folder), str(folder), **kept)
+
+
+def encoding(config: Config, column: Any) -> Any:
+    """How the net's column is read: by the base's tokenizer, or one of the kind that the config names."""
+    plain = column == type(column)()
+    asked = {"model": config.tokenizer, "vocabulary": config.vocabulary} if plain else {}
+    return replace(column, **asked, base=config.base or column.base, template=config.template or column.template)
+
+
+def stored(config: Config) -> Config:
+    """What a manifest keeps: not where the base lay."""
+    return replace(config, base=None)
+
+
+def training(config: Config) -> dict[str, object]:
+    """Training settings that suit it: a base is moved less."""
+    return {**TRAIN, "lr": 5e-5, "weight_decay": 0.0} if config.base else dict(TRAIN)
+
+
 class Attention(nn.Module):
     """Causal attention with grouped queries; over a whole sequence, or over a cache of earlier keys and values."""
 
@@ -96,8 +146,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.width, self.keys * self.each, bias=bias)
         self.o_proj = nn.Linear(self.heads * self.each, config.width, bias=out_bias)
         normed = config.architecture == "qwen3"
-        self.q_norm = nn.RMSNorm(self.each, eps=config.eps) if normed else nn.Identity()
-        self.k_norm = nn.RMSNorm(self.each, eps=config.eps) if normed else nn.Identity()
+        self.q_norm = RootNorm(self.each, eps=config.eps) if normed else nn.Identity()
+        self.k_norm = RootNorm(self.each, eps=config.eps) if normed else nn.Identity()
 
     def project(self, x_BLD: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, H, L, E), k and v (B, K, L, E), turned by their positions."""
@@ -111,8 +161,7 @@ class Attention(nn.Module):
         q, k, v = self.project(x_BLD, turn)
         if self.keys != self.heads:
             k, v = (t.repeat_interleave(self.heads // self.keys, 1) for t in (k, v))
-        p = self.dropout if self.training else 0.0
-        seen = F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=mask is None)
+        seen = attention(q, k, v, mask, self.dropout if self.training else 0.0)
         return self.o_proj(seen.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def look_back(self, q_BHTE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, mask_B1TL: Tensor) -> Tensor:
@@ -162,15 +211,15 @@ class Layer(nn.Module):
 
     def forward(self, x_BLD: Tensor, turn: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
         """(B, L, D) → (B, L, D)."""
-        x_BLD = x_BLD + self._drop(self.self_attn(self.input_layernorm(x_BLD), turn, mask))
+        x_BLD = x_BLD + self._drop(self.self_attn(rounded(self.input_layernorm(x_BLD)), turn, mask))
         return self.rest(x_BLD)
 
     def rest(self, x_BLD: Tensor) -> Tensor:
         """The feed-forward half."""
-        return x_BLD + self._drop(self.mlp(self.post_attention_layernorm(x_BLD)))
+        return x_BLD + self._drop(self.mlp(rounded(self.post_attention_layernorm(x_BLD))))
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return dropout(x, self.dropout, self.training)
 
 
 class Decoder(nn.Module):
@@ -192,9 +241,9 @@ class Decoder(nn.Module):
         """(embedded tokens, cos and sin of their places): GPT-2 adds a vector to a token for its place instead of turning heads."""
         x_BLD = self.embed_tokens(tokens_BL)
         if self.embed_positions is not None:
-            return F.dropout(x_BLD + self.embed_positions(place_BL), self.config.dropout, self.training), None
+            return dropout(x_BLD + self.embed_positions(place_BL), self.config.dropout, self.training), None
         angle = place_BL[:, None, :, None].float() * self.frequency
-        return F.dropout(x_BLD, self.config.dropout, self.training), (angle.cos(), angle.sin())
+        return dropout(x_BLD, self.config.dropout, self.training), (angle.cos(), angle.sin())
 
     def forward(self, tokens_BL: Tensor, segments_BL: Tensor | None = None) -> Tensor:
         """Hidden states (B, L, D). `segments_BL` numbers texts packed one after the other in a row: none sees another, and the
@@ -229,6 +278,8 @@ class Network(nn.Module):
     def __init__(self, config: Config, parts: Mapping[str, Part], heads: Sequence[Head], column: str) -> None:
         super().__init__()
         self.config, self.column, self.output, self.key = config, column, heads[0].output, heads[0].key
+        self.ends = heads[0].ends or (2,)
+        self.bfloat16_on_cpu = config.width >= NATIVE
         self.model = Decoder(config, heads[0].size)
         self.lm_head = nn.Linear(config.width, heads[0].size, bias=False)
         deep = (2 * config.layers) ** -0.5
@@ -246,14 +297,26 @@ class Network(nn.Module):
         tokens_BL, counted_BL, segments_BL = joined(inputs, self.column, self.output)
         return {self.key: self.sums(tokens_BL, counted_BL, segments_BL)}
 
-    def sums(self, tokens_BL: Tensor, counted_BL: Tensor, segments_BL: Tensor | None = None) -> Tensor:
-        """(B, 2): Σ -log p of the counted tokens given those before them, and their number."""
+    def sums(self, tokens_BL: Tensor, counted_BL: Tensor | None, segments_BL: Tensor | None = None) -> Tensor:
+        """(B, 2): Σ -log p of the counted tokens (None: all) given those before them, and their number."""
+        if counted_BL is None:
+            hidden_BLD = self.model(tokens_BL[:, :-1], None if segments_BL is None else segments_BL[:, :-1])
+            nll_BL = token_nll(hidden_BLD.flatten(0, 1), self.lm_head.weight, tokens_BL[:, 1:].flatten()).view(hidden_BLD.shape[:2])
+            total_B = nll_BL.sum(1)
+            return torch.stack([total_B, torch.full_like(total_B, nll_BL.shape[1])], 1)
+        nll_N, row_N = self.each(tokens_BL, counted_BL, segments_BL=segments_BL)
+        total_B = torch.zeros(len(tokens_BL), device=nll_N.device, dtype=nll_N.dtype).index_add(0, row_N, nll_N)
+        return torch.stack([total_B, counted_BL[:, 1:].sum(1).to(total_B.dtype)], 1)
+
+    def each(
+        self, tokens_BL: Tensor, counted_BL: Tensor, temperature: float = 1.0, segments_BL: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(-log p (N,) of each counted token given those before it, its row (N,)), row by row; logits are divided by `temperature`."""
         hidden_BLD = self.model(tokens_BL[:, :-1], None if segments_BL is None else segments_BL[:, :-1])
         counted_BL = counted_BL[:, 1:]
-        nll_N = token_nll(hidden_BLD[counted_BL], self.lm_head.weight, tokens_BL[:, 1:][counted_BL])
-        row_N = torch.arange(len(tokens_BL), device=tokens_BL.device)[:, None].expand_as(counted_BL)[counted_BL]
-        total_B = torch.zeros(len(tokens_BL), device=nll_N.device, dtype=nll_N.dtype).index_add(0, row_N, nll_N)
-        return torch.stack([total_B, counted_BL.sum(1).to(total_B.dtype)], 1)
+        hidden_ND = hidden_BLD[counted_BL] if temperature == 1 else hidden_BLD[counted_BL] / temperature
+        nll_N = token_nll(hidden_ND, self.lm_head.weight, tokens_BL[:, 1:][counted_BL])
+        return nll_N, torch.arange(len(tokens_BL), device=tokens_BL.device)[:, None].expand_as(counted_BL)[counted_BL]
 
     def logits(self, tokens_BL: Tensor) -> Tensor:
         """(B, L, V): for parity checks and small inputs."""
@@ -262,6 +325,27 @@ class Network(nn.Module):
     def decoder(self, device: str = "cpu") -> Slots:
         """What writes, with these weights."""
         return Slots(self, device)
+
+    def graphs(self) -> dict[str, nn.Module]:
+        """`score`: how likely given texts are."""
+        return {"score": Score(self)}
+
+    def begin(self, base: str) -> list[str]:
+        """Takes the weights of a base. Raises `ArtefactError` naming what does not fit."""
+        from modelyard.nets._huggingface import read_weights
+
+        weights = read_weights(Path(base))
+        try:
+            self.restore(weights)
+        except RuntimeError as error:
+            raise ArtefactError(f"the weights in {base} do not fit its config.json: {' '.join(str(error).split())[:400]}") from None
+        return [f"begins with {len(weights)} tensors of {Path(base).name}"]
+
+    def files(self, states: Mapping[str, Any]) -> dict[str, str]:
+        """What lies beside the weights in Hugging Face's layout, by name; `states` are those of the columns' encodings."""
+        from modelyard.nets._huggingface import texts_beside
+
+        return texts_beside(self.config, self.lm_head.out_features, states[self.output])
 
     def stored(self) -> dict[str, Tensor]:
         """Weights by Hugging Face's names."""
@@ -276,13 +360,43 @@ class Network(nn.Module):
         self.load_state_dict(from_huggingface(weights, self.config), strict=True)
 
 
-def joined(inputs: Mapping[str, Tensor], column: str, output: str) -> tuple[Tensor, Tensor, Tensor | None]:
+class Score(nn.Module):
+    """`tokens` (B, L) to `nll` and `hit` (B, L - 1): -log p of each token given those before it, and whether it was the likeliest."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As the class says; logits exist for `SCORED` numbers at a time."""
+        tokens_BL, weight = inputs["tokens"].long(), self.network.lm_head.weight
+        hidden_ND, ids_N = self.network.model(tokens_BL[:, :-1]).flatten(0, 1), tokens_BL[:, 1:].flatten()
+        rows = max(1, SCORED // weight.shape[0])
+        nll, hit = [], []
+        for h, i in zip(hidden_ND.split(rows), ids_N.split(rows), strict=True):
+            logits_NV = F.linear(h, weight).float()
+            nll.append(F.cross_entropy(logits_NV, i, reduction="none"))
+            hit.append(logits_NV.argmax(1) == i)
+        shape = (len(tokens_BL), tokens_BL.shape[1] - 1)
+        return {"nll": torch.cat(nll).view(shape), "hit": torch.cat(hit).view(shape)}
+
+
+NATIVE = 128
+"""Width from which on a CPU that multiplies in bfloat16 is faster in it: 1.7 times at 192 x 4 layers, not at all at 64."""
+SCORED = 2**24
+"""Logits of one piece of a scored batch: 64 MiB in float32."""
+
+
+def joined(inputs: Mapping[str, Tensor], column: str, output: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(tokens_BL, counted_BL, segments_BL) of input and output one after the other, without a gap, padded at the back with 0.
 
-    `<output>.segments` is there where texts were packed; the input is then empty.
+    Rows that were joined before (`verbs/train/texts.py`) bring `<output>.mask`, what counts, and `<output>.segments` where several texts
+    were packed into one; blocks of a corpus bring neither, nor a length: all of them counts (None).
     """
-    ids_BT, ids_B = inputs[f"{output}.ids"].long(), inputs[f"{output}.length"]
-    segments_BT = inputs.get(f"{output}.segments")
+    ids_BT, ids_B = inputs[f"{output}.ids"].long(), inputs.get(f"{output}.length")
+    segments_BT, mask_BT = inputs.get(f"{output}.segments"), inputs.get(f"{output}.mask")
+    if mask_BT is not None or ids_B is None:
+        return ids_BT, None if mask_BT is None else mask_BT > 0, segments_BT
     prompt_BL, prompt_B = inputs.get(f"{column}.tokens"), inputs.get(f"{column}.length")
     place_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
     if prompt_BL is None or prompt_B is None or segments_BT is not None or int(prompt_B.max()) == 0:
@@ -302,12 +416,13 @@ def joined(inputs: Mapping[str, Tensor], column: str, output: str) -> tuple[Tens
     return tokens_BL, counted_BL, None
 
 
+class RootNorm(nn.RMSNorm):
+    """The root-mean-square norm in the precision of its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return root_norm(x, self.weight, float(self.eps or 0.0))
+
+
 def norm(config: Config) -> nn.Module:
     """Layer norm for GPT-2, else the root-mean-square norm."""
-    return nn.LayerNorm(config.width, eps=config.eps) if config.architecture == "gpt2" else nn.RMSNorm(config.width, eps=config.eps)
-
-
-def rotate(x_BHLE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (i, i + E/2) of a head by its place times its frequency."""
-    a, b = x_BHLE.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return nn.LayerNorm(config.width, eps=config.eps) if config.architecture == "gpt2" else RootNorm(config.width, eps=config.eps)

@@ -25,10 +25,13 @@ class Randomness:
     seed: int
     first: int = 0
     """Index of the block's first example in the call."""
+    index: np.ndarray | None = None
+    """Indices of the block's examples, where some between them could not be used: their draws are those they have without bad neighbours."""
 
     def generator(self, example: int) -> np.random.Generator:
         """The generator of one example of the block."""
-        bits = np.random.Philox(key=self.seed % 2**64, counter=[0, 0, 0, self.first + example])
+        number = self.first + example if self.index is None else int(self.index[example])
+        bits = np.random.Philox(key=self.seed % 2**64, counter=[0, 0, 0, number])
         return np.random.Generator(bits)
 
 
@@ -42,6 +45,8 @@ class Field:
     """Whether the key must be present: false where training had missing values, or the column comes with a default."""
     labels: list[str] | None = None
     summary: dict[str, Any] = field(default_factory=dict)
+    of: str | None = None
+    """The input that an aligned output speaks of, unit by unit."""
 
 
 @dataclass(frozen=True)

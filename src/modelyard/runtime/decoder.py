@@ -19,6 +19,12 @@ class Decoder(Protocol):
     """Number of ids."""
     context: int
     """Tokens that a text may have, its answer included."""
+    column: str
+    """Input that is continued: `<column>.tokens`."""
+    output: str
+    """What is written: `<output>.ids`."""
+    ends: tuple[int, ...]
+    """Ids that end a text, at least one."""
 
     def reserve(self, slots: int, length: int) -> None:
         """Make room; what was remembered is forgotten. `length` is at most `context`."""
@@ -30,6 +36,12 @@ class Decoder(Protocol):
         what lies in the slot before is looked back on, what lay after it is forgotten. Slots of one call differ. A slot is free as soon
         as nobody feeds it: starting at 0 begins a new text.
         """
+
+    def swap(self, a: int, b: int) -> None:
+        """Two slots change what they hold, so that those which are fed together lie side by side."""
+
+    def fresh(self) -> Decoder:
+        """Another memory over the same weights: each thread and each engine has its own."""
 
     def memory(self) -> int:
         """Bytes of the cache."""

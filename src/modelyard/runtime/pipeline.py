@@ -58,7 +58,7 @@ class Column:
         """JSON form; arrays of the state go to `arrays`."""
         state = pack(self.state, f"{side}/{self.name}", arrays)
         return {
-            "name": self.name, "kind": self.kind, "encoding": self.encoding, "config": asdict(self.config), "state": state,
+            "name": self.name, "kind": self.kind, "encoding": self.encoding, "config": asdict(self.coder.kept(self.config)), "state": state,
             "of": self.of, "summary": self.summary, "missing": asdict(self.missing), "monotone": self.monotone,
         }  # fmt: skip
 
@@ -103,9 +103,25 @@ class Pipeline:
             for i, column in enumerate(columns):
                 if column.name in chunk.columns:
                     states[i] = column.coder.update(states[i], chunk[column.name])
-        for column, state in zip(columns, states, strict=True):
-            if column.state is None or column in self.inputs:  # actions of an environment were fitted by binding
+                    for more in column.coder.beside(chunk[column.name]):
+                        at = next(k for k, c in enumerate(self.inputs) if c.name == column.of)
+                        states[at] = self.inputs[at].coder.update(states[at], more)
+        joined = self._join(columns, states)
+        for i, (column, state) in enumerate(zip(columns, states, strict=True)):
+            if i in joined:
+                column.state = joined[i]
+            elif column.state is None or column in self.inputs:  # actions of an environment were fitted by binding
                 column.state = column.coder.finish(state)
+
+    def _join(self, columns: list[Column], states: list[Any]) -> dict[int, Any]:
+        """Finished states, by position, of outputs that share one with an input, and of that input."""
+        found: dict[int, Any] = {}
+        for i in range(len(self.inputs), len(columns)):
+            for k in range(len(self.inputs)):
+                if k not in found and (pair := columns[i].coder.joined(states[i], states[k])) is not None:
+                    found[i], found[k] = pair
+                    break
+        return found
 
     def filled(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Checked rows with their missing values filled, as the encodings see them."""
@@ -163,6 +179,8 @@ class Pipeline:
         for column in self.outputs:
             if column.name in frame.columns:
                 context = contexts.get(column.of, {}) if column.of else {}
+                if column.of:  # texts beside the input are encoded as it is
+                    context["column"] = next(c for c in self.inputs if c.name == column.of)
                 encoded = column.coder.encode(frame[column.name], column.state, context)
                 out |= {f"{column.name}.{part}": array for part, array in encoded.items()}
         return out
@@ -210,7 +228,7 @@ class Pipeline:
 
     def heads(self) -> list[Head]:
         """What a model must produce."""
-        return [Head(c.name, c.kind, *c.coder.head(c.state)) for c in self.outputs]
+        return [Head(c.name, c.kind, *c.coder.head(c.state), ends=tuple(getattr(c.state, "ends", ()))) for c in self.outputs]
 
     def scales(self) -> dict[str, float]:
         """Unit of each numeric output, for comparing answers."""

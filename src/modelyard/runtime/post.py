@@ -1,6 +1,6 @@
 """Stored NumPy steps between the graphs and decoding: calibration, thresholds, promises. Each is a JSON object with its `step`.
 
-Calibration rewrites `<output>.logits`; thresholds and costs add `<output>.decision`; conformal steps add `<output>.set` or
+Calibration rewrites `<output>.logits`; thresholds and costs add `<output>.decision`; outside moves `<output>.potentials`; conformal steps add `<output>.set` or
 `<output>.low` and `<output>.high`. All are functions of a row's own outputs, continuous where they give numbers, so that backends which
 differ in the seventh digit answer alike. Axis letters: B examples, K labels.
 """
@@ -129,12 +129,20 @@ def spread(value: np.ndarray, step: Step) -> np.ndarray:
     return np.asarray(np.interp(value, step["at"], step["spread"]))
 
 
+def outside(outputs: Outputs, step: Step) -> Outputs:
+    """Takes `value` from the score of the first tag, `O`, at every word of a tagger: above 0 more entities are found, below it fewer."""
+    key = f"{step['output']}.potentials"
+    potentials = outputs[key].copy()
+    potentials[:, potentials.shape[2] + 2 :, 0] -= np.float32(step["value"])
+    return outputs | {key: potentials}
+
+
 STEPS: dict[str, Callable[[Outputs, Step], Outputs]] = {
     "temperature": temperature, "platt": platt, "isotonic": isotonic, "thresholds": thresholds, "costs": costs, "sets": sets,
-    "intervals": intervals,
+    "intervals": intervals, "outside": outside,
 }  # fmt: skip
 CALIBRATION = ("temperature", "platt", "isotonic")
-DECISION = ("thresholds", "costs")
+DECISION = ("thresholds", "costs", "outside")
 PROMISE = ("sets", "intervals")
 
 

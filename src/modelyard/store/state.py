@@ -23,7 +23,7 @@ DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1", "U64": "<u8",
     "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "?",
 }  # fmt: skip
-"""safetensors names of the array types that a folder may hold (bfloat16 is read by torch only)."""
+"""safetensors names of the array types that a folder may hold; bfloat16 is read too, as the float32 of the same value."""
 
 HEADER_LIMIT = 100 * 2**20
 """A safetensors header above 100 MB is refused, as in the reference reader."""
@@ -71,10 +71,10 @@ def restore(cls: type[T], packed: Any, arrays: dict[str, np.ndarray]) -> T:
     return cls(**value)
 
 
-def arrays_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+def arrays_bytes(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> bytes:
     """A safetensors file as bytes (the format of the library of that name)."""
     names = {np.dtype(v).str.lstrip("|"): k for k, v in DTYPES.items()}
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     pieces: list[bytes] = []
     offset = 0
     for name in sorted(arrays):
@@ -90,9 +90,9 @@ def arrays_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     return b"".join([struct.pack("<Q", len(text)), text, *pieces])
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """A safetensors file."""
-    path.write_bytes(arrays_bytes(arrays))
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file; readers of Hugging Face's layout want the metadata `{"format": "pt"}`."""
+    path.write_bytes(arrays_bytes(arrays, metadata))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -105,8 +105,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             raise ArtefactError(f"{path.name} is damaged: its header says {length} bytes in a file of {size}")
         try:
             header = json.loads(file.read(length).decode("utf-8"))
-            entries = [(n, DTYPES[e["dtype"]], tuple(e["shape"]), *e["data_offsets"])
+            entries = [(n, "<u2" if e["dtype"] == "BF16" else DTYPES[e["dtype"]], tuple(e["shape"]), *e["data_offsets"])
                        for n, e in header.items() if n != "__metadata__"]  # fmt: skip
+            halves = {n for n, e in header.items() if n != "__metadata__" and e["dtype"] == "BF16"}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtefactError(f"{path.name} is damaged: its header cannot be read ({error!r})") from None
         data = file.read()
@@ -120,7 +121,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             count *= n
         if start != end or stop - start != count * np.dtype(dtype).itemsize or stop > len(data):
             raise ArtefactError(f"{path.name} is damaged: {name} does not lie where its header says")
-        out[name] = np.frombuffer(data, dtype, count, start).reshape(shape)
+        array = np.frombuffer(data, dtype, count, start).reshape(shape)
+        # bfloat16 is the upper half of a float32
+        out[name] = (array.astype(np.uint32) << np.uint32(16)).view(np.float32) if name in halves else array
         end = stop
     if end != len(data):
         raise ArtefactError(f"{path.name} is damaged: {len(data) - end} bytes belong to nothing")

@@ -7,7 +7,7 @@ the runtime's pipeline, and nothing above.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from modelyard.errors import DataError, Problem, Unsupported
 from modelyard.kinds._contract import RowError
 from modelyard.kinds._missing import Missing
 from modelyard.runtime import imputation
+from modelyard.runtime.answers import kind_of
 from modelyard.runtime.pipeline import Column, Pipeline
 from modelyard.tasks._contract import Task
 
@@ -106,26 +107,34 @@ def bind(
     if config.stream:
         return _bind_stream(config, task, base, seed, like, tasks or {})
     mistakes = Mistakes()
-    source = open_source(config, base, mistakes) if source is None else source
+    source = open_source(config, base, mistakes, texts=of_texts(task, tasks)) if source is None else source
     config = source.described(config)
     framed: dict[str, tuple[pl.DataFrame, np.ndarray]] = {}
+    kinds: Mapping[str, str] = {}
     with mistakes.gathering():
         frame = _frame(config, task, tasks)
         module = registry.load("data/frames", frame["name"])
         options = module.Config(**frame["config"])
+        kinds = getattr(module, "KINDS", {})
         framed = {name: module.examples(table.frame(), options, training=True) for name, table in source.tables.items() if table.rows}
     if not framed:
         _refuse(mistakes, source.set_aside)
     first = next(iter(framed.values()))[0]
-    inputs, outputs, chosen, notes = columns(config, task, first, mistakes) if like is None else _as_before(like, tasks or {})
+    if kinds:  # the frame has chosen the columns by their roles
+        config = replace(config, target=None, outputs=None, inputs=_kept(config.inputs, kinds), split=module.split(config.split, first))
+    inputs, outputs, chosen, notes = columns(config, task, first, mistakes, kinds) if like is None else _as_before(like, tasks or {})
     pipeline = Pipeline(inputs, outputs)
+    if hasattr(module, "settle"):
+        sides = ({c.name: c.kind for c in side} for side in (inputs, outputs))
+        with mistakes.gathering():
+            frame = {**frame, "config": module.settle(frame["config"], *sides)}
     roles = dict.fromkeys(c for c in (config.weight, config.group, config.time, *_split_columns(config)) if c)
     if like is None:
         _roles(config, list(roles), framed, source, mistakes)
     set_aside = list(source.set_aside)
     tables: dict[str, pl.DataFrame] = {}
     for name, (examples, origin) in framed.items():
-        carried = tuple(c for c in roles if c in examples.columns)
+        carried = tuple(c for c in dict.fromkeys((*roles, *getattr(module, "CARRIED", ()))) if c in examples.columns)
         judging = {c.name for c in outputs if not chosen[c.name].supervised}
         checked, _, gone = _check(pipeline, examples, origin, carried, name, config, mistakes.problems, judging)
         set_aside += gone
@@ -147,6 +156,17 @@ def bind(
             column.summary = column.rules.summary(splits["train"][column.name])
     carried = tuple(c for c in roles if c in splits["train"].columns)
     return Bound(pipeline, chosen, source, splits, frame, set_aside, [*source.notes, *notes], carried, config.weight)
+
+
+def of_texts(task: str | None, tasks: Mapping[str, str] | None = None) -> bool:
+    """Whether the files of a project are texts: a .txt file is then one of them, and no table."""
+    named = list((tasks or {}).values()) or ([task] if task else [])
+    return any(getattr(registry.load("data/frames", task_named(n)[0].frame), "TEXTS", False) for n in named)
+
+
+def _kept(inputs: Any, kinds: Mapping[str, str]) -> dict[str, Any] | None:
+    """Settings of the inputs that a frame makes, where the project has some."""
+    return {c: v for c, v in inputs.items() if c in kinds} or None if isinstance(inputs, dict) else None
 
 
 def _refuse(mistakes: Mistakes, set_aside: list[SetAside]) -> None:
@@ -217,13 +237,20 @@ def _unique_ids(ids: list[str], tables: Mapping[str, pl.DataFrame], mistakes: Mi
 
 
 def columns(
-    config: DataConfig, task: str | None, frame: pl.DataFrame, mistakes: Mistakes
+    config: DataConfig, task: str | None, frame: pl.DataFrame, mistakes: Mistakes, kinds: Mapping[str, str] | None = None
 ) -> tuple[list[Column], list[Column], dict[str, Task], list[str]]:
-    """Inputs, outputs, the task of each output and notes on what was guessed; what is wrong goes to `mistakes`."""
+    """Inputs, outputs, the task of each output and notes on what was guessed; what is wrong goes to `mistakes`.
+
+    `kinds` are those of inputs that a frame has made: they are not guessed, and others are none.
+    """
     targets = [config.target] if isinstance(config.target, str) else list(config.target or [])
     wanted: dict[str, dict[str, Any]] = {t: {} for t in targets} | {k: _options(v) for k, v in (config.outputs or {}).items()}
     chosen_inputs = config.inputs or {}
     given = {k: _options(v) for k, v in (chosen_inputs.items() if isinstance(chosen_inputs, dict) else ((c, {}) for c in chosen_inputs))}
+    if kinds:
+        given = {c: {"kind": k, **given.get(c, {})} for c, k in kinds.items() if c in frame.columns}
+        own = task_named(task)[0].output if task else ""
+        wanted = wanted or ({own: {}} if own in frame.columns else {})
     came = ", ".join(frame.columns)
     for c in dict.fromkeys([*wanted, *given, *_listed(config.ignore)]):
         if c not in frame.columns:
@@ -248,8 +275,9 @@ def columns(
             outputs.append(column)
             tasks[name] = chosen
     roles = {config.weight, config.group, config.time, *_split_columns(config), *_listed(config.id), *_listed(config.ignore)}
-    names = list(given) or [c for c in frame.columns if c not in wanted and c not in roles]
-    guesses = guessing.infer(frame)
+    made = {c.name for c in outputs}
+    names = list(given) or [c for c in frame.columns if c not in wanted and c not in roles and c not in made]
+    guesses = guessing.infer(frame.select([n for n in names if n in frame.columns]))
     inputs = []
     for name in (n for n in names if n in frame.columns):
         guess = guesses[name]
@@ -258,7 +286,7 @@ def columns(
             notes.append(f"{name}: left out, it looks like {guess.role_hint} ({guess.why}); name it under data.inputs to keep it")
             continue
         with mistakes.gathering():
-            inputs.append(_input(name, options.get("kind") or guess.kind, options, config.missing_values))
+            inputs.append(_input(name, options.get("kind") or _meant(frame[name], guess.kind, tasks), options, config.missing_values))
     if not inputs and not mistakes:
         mistakes.errors.append(DataError("no input column is left", [Problem("name at least one under data.inputs", "data.inputs")]))
     if allowed is not None and (wrong := [c for c in inputs if c.kind not in allowed]):
@@ -268,7 +296,7 @@ def columns(
         mistakes.errors.append(DataError(message, details))
     for column in outputs:
         if tasks[column.name].aligned and inputs:
-            column.of = inputs[0].name
+            column.of = next((c.name for c in inputs if c.rules.sequence), inputs[0].name)
     return inputs, outputs, tasks, notes
 
 
@@ -282,7 +310,13 @@ def _wanted(
     if chosen is None:
         chosen = task_for(kind)
         notes.append(f"{name}: taken as {kind}, so the task is {chosen.name} ({guessing.target_kind(values).why})")
-    return _output(name, kind, chosen), chosen, allowed
+    return _output(name, kind, chosen, {k: v for k, v in options.items() if k not in ("kind", "task")}), chosen, allowed
+
+
+def _meant(values: pl.Series, guess: str, tasks: Mapping[str, Task]) -> str:
+    """The kind of an input: what the tasks are about where the column could be that, else the guess."""
+    wanted = next((t.reads[0] for t in tasks.values() if t.reads and guess not in t.reads), None)
+    return wanted if wanted is not None and kind_of(wanted).fits(values) >= 0.5 else guess
 
 
 def _as_before(like: Pipeline, named: Mapping[str, str]) -> tuple[list[Column], list[Column], dict[str, Task], list[str]]:
@@ -341,7 +375,8 @@ def _monotone(column: Column, given: Any, where: str, problems: list[Problem]) -
     return signs[given]
 
 
-def _output(name: str, kind: str, task: Task) -> Column:
+def _output(name: str, kind: str, task: Task, options: Mapping[str, Any] | None = None) -> Column:
+    """The column of an output; `options` are settings of its encoding."""
     rules = registry.load("kinds", kind).KIND
     if kind not in task.kinds or rules.target_encoding is None:
         message = f"{name}: the task {task.name} predicts {' or '.join(task.kinds)}, not {kind}"
@@ -349,6 +384,12 @@ def _output(name: str, kind: str, task: Task) -> Column:
     column = Column(name, kind, task.encoding or rules.target_encoding)
     if "target" in column.config.__dataclass_fields__:
         column.config = column.coder.Config(target=True)
+    if options:
+        problems: list[Problem] = []
+        where = f"data.outputs.{name}"
+        column.config = settings.parse(column.coder.Config, dict(options), where, problems)
+        if problems:
+            raise DataError(f"{where}: {len(problems)} setting(s) of {column.encoding} cannot be used", problems)
     return column
 
 
@@ -367,8 +408,20 @@ def _frame(config: DataConfig, task: str | None, before: Mapping[str, str] | Non
     frames = {(t.frame, tuple(sorted(t.frame_config(config).items()))) for t in tasks} or {("rows", ())}
     if len(frames) > 1:
         raise Unsupported("outputs with different frames in one model: " + ", ".join(sorted(f for f, _ in frames)), "never")
-    name, settings = frames.pop()
-    return {"name": name, "config": dict(settings)}
+    name, chosen = frames.pop()
+    asked = config.frame.get("name")
+    if name == "rows" and config.frame:
+        if asked is None:
+            raise DataError("data.frame has settings but no name", [Problem("name it, e.g. name: slices", "data.frame.name")])
+        name, chosen = asked, tuple((k, v) for k, v in config.frame.items() if k != "name")
+    elif asked is not None and asked != name:
+        raise Unsupported(f"the examples of this task are {name}; data.frame.name cannot be {asked}", "never")
+    own = {k: v for k, v in chosen if k != "name"}
+    problems: list[Problem] = []
+    settings.parse(registry.load("data/frames", name).Config, own, "data.frame", problems)
+    if problems:
+        raise DataError(f"data.frame has {len(problems)} mistake(s)", problems)
+    return {"name": name, "config": own}
 
 
 def _bind_stream(
@@ -376,7 +429,8 @@ def _bind_stream(
 ) -> Bound:
     """Check a file piece by piece: training rows go to disk, judging rows and a sample stay in memory.
 
-    Rows are divided at random by their number; the shares of valid and test are cut so that each fits in memory.
+    Rows are divided at random by their number (a text by position, where its frame says so); the shares of valid and test are cut so
+    that each fits in memory.
     """
     s = config.split
     if not isinstance(config.path, str | Path) or config.valid is not None or config.test is not None or s.by or s.time or s.column:
@@ -388,21 +442,28 @@ def _bind_stream(
         raise DataError(f"{path} does not exist or is a folder; data.stream takes one file")
     reading = Reading(config.encoding, config.separator, config.header, tuple(config.missing))
     frame = _frame(config, task, before or None)
-    if frame["name"] != "rows":
+    module = registry.load("data/frames", frame["name"])
+    if frame["name"] != "rows" and not hasattr(module, "pieces"):
         raise Unsupported(f"data.stream knows examples of one row, not {frame['name']}", "not yet")
-    total = sum(f.height for f, _ in streaming.chunks(path, reading))
+    options = module.Config(**frame["config"])
+    read = (lambda: module.pieces(path, reading, options)) if hasattr(module, "pieces") else lambda: streaming.chunks(path, reading)
+    total, most = sum(f.height for f, _ in read()), getattr(module, "HELD", streaming.HELD)
     mistakes = Mistakes()
     pipeline: Pipeline | None = None
     stream = streaming.Stream()
     held: dict[str, list[pl.DataFrame]] = {"train": [], "valid": [], "test": []}
     set_aside: list[SetAside] = []
     notes: list[str] = []
-    cut = [min(share, streaming.HELD / max(1, total)) for share in (s.test, s.valid, 1.0)]
+    cut = [min(share, most / max(1, total)) for share in (s.test, s.valid, 1.0)]
     start = 0
-    for number, (rows, gone) in enumerate(streaming.chunks(path, reading)):
+    for number, (rows, gone) in enumerate(read()):
         set_aside += gone
         if pipeline is None:
-            inputs, outputs, chosen, notes = columns(config, task, rows, mistakes) if like is None else _as_before(like, before)
+            kinds = getattr(module, "KINDS", {})
+            if kinds:  # the frame has chosen the columns by their roles
+                config = replace(config, target=None, outputs=None, inputs=_kept(config.inputs, kinds))
+            found = columns(config, task, rows, mistakes, kinds) if like is None else _as_before(like, before)
+            inputs, outputs, chosen, notes = found
             pipeline = Pipeline(inputs, outputs)
         origin = np.arange(start, start + rows.height)
         start += rows.height
@@ -414,7 +475,10 @@ def _bind_stream(
             continue
         bits = np.random.Philox(key=seed if s.seed is None else s.seed, counter=[0, 0, 0, number])
         chance = np.random.Generator(bits).random((rows.height, 2))[kept]
+        part = module.PART if getattr(module, "PART", None) in rows.columns else None
         test, valid = chance[:, 0] < cut[0], (chance[:, 0] >= cut[0]) & (chance[:, 0] < cut[0] + cut[1])
+        if part is not None:
+            test, valid = ((rows[part] == name).to_numpy()[kept] for name in ("test", "valid"))
         for name, mask in (("test", test), ("valid", valid), ("train", ~test & ~valid & (chance[:, 1] < cut[2]))):
             if mask.any():
                 held[name].append(checked.filter(pl.Series(mask)))
@@ -482,6 +546,8 @@ def _check(
     labels, wrong = pipeline.check(examples, columns=targets)
     for column in targets:
         bad = [e for e in wrong if e.column == column.name]
+        if column.of in inputs.columns:
+            bad += [e for e in column.rules.misaligned(labels[column.name], inputs[column.of]) if table != "unlabelled"]
         if bad:
             problems.append(_row_problem(table, column.name, bad, origin))
         absent = np.flatnonzero(labels[column.name].is_null().to_numpy())
@@ -543,9 +609,10 @@ def _trainable(splits: Mapping[str, pl.DataFrame], outputs: list[Column], tasks:
         values = train[column.name]
         flat = values.explode(empty_as_null=False) if values.dtype.is_nested() else values
         distinct = flat.drop_nulls().n_unique()
-        if distinct < 2 and not (values.dtype.is_nested() and distinct == 1):
-            only = flat.drop_nulls().first() if distinct else None
-            problems.append(Problem(f"has only one value in the training rows ({only!r}); there is nothing to learn", column.name))
+        enough = values.dtype.is_nested() or column.kind == "text"  # one text is learnt by heart, and rewards need no true one
+        if distinct < 2 and not (enough and distinct == 1):
+            only = repr(flat.drop_nulls().first() if distinct else None)[:80]
+            problems.append(Problem(f"has only one value in the training rows ({only}); there is nothing to learn", column.name))
 
 
 def _options(value: Any) -> dict[str, Any]:

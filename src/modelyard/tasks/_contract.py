@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from modelyard.runtime.answers import Param
+from modelyard.runtime.answers import Answers, Param
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Loss:
     """A file of `losses/` (or `package/name`)."""
     target: str
     """The part of the encoded target: `index`, `multi_hot`, `value`."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Losses that `train.loss` may choose instead: its word → a file of `losses/`."""
 
 
 @dataclass(frozen=True)
@@ -61,5 +63,15 @@ class Task:
     """The model that `auto` means for this task where the inputs do not decide."""
     metrics: tuple[str, ...] | None = None
     """None: those of the output's kind."""
+    measured: Mapping[str, str] = field(default_factory=dict)
+    """Further metrics of its own, each with the part of the answers that it needs: `win_rate` where they have `<output>.wins`."""
+    reads: tuple[str, ...] = ()
+    """Kinds of input that it is about: columns that could be of the first are taken as such, whatever else was guessed."""
+    rewrites: str | None = None
+    """A file of `verbs/train/` whose `make(config, pipeline, output)` gives what changes every batch (inputs and targets) before a step."""
+    examine: Callable[[Any, pl.DataFrame, str], tuple[Answers, pl.Series]] | None = None
+    """`(model, rows, output) -> (answers, truths)` for tasks whose truth is no column: how they are judged."""
+    shown: Mapping[str, Any] | None = None
+    """Params under which the stored examples are answered, where the defaults would show nothing."""
     aligned: bool = False
     """True where an answer lies along an input (tags of a text): the output's `of` names it."""

@@ -1,21 +1,29 @@
-"""Free text: reviews, questions, messages. Input only; in any script."""
+"""Free text: reviews, questions, messages, translations; in any script."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from modelyard.kinds._contract import Kind, RowError
+from modelyard.kinds._contract import Encoding, Kind, RowError
 from modelyard.kinds.text._bag import Bag, BagConfig, BagState
 from modelyard.kinds.text._chars import Chars, CharsConfig, CharsState
+from modelyard.kinds.text._language import Language, LanguageConfig, LanguageState
+from modelyard.kinds.text._pretrained import Pretrained, PretrainedConfig, PretrainedState
 from modelyard.kinds.text._tokens import Tokens, TokensConfig, TokensState
+from modelyard.kinds.text._written import Written, WrittenConfig
 
 __all__ = [
-    "KIND", "Bag", "BagConfig", "BagState", "Chars", "CharsConfig", "CharsState", "Text", "Tokens", "TokensConfig",
-    "TokensState",
+    "KIND", "Bag", "BagConfig", "BagState", "Chars", "CharsConfig", "CharsState", "Language", "LanguageConfig", "LanguageState", "Pretrained",
+    "PretrainedConfig", "PretrainedState", "Text", "Tokens", "TokensConfig", "TokensState", "Written", "WrittenConfig",
 ]  # fmt: skip
+
+
+ROUNDING = 10.0
+"""Tolerances that a log-probability may be off: it is the difference of logits ten times the size of a score."""
 
 
 class Text(Kind):
@@ -25,7 +33,10 @@ class Text(Kind):
     """
 
     name = "text"
-    encodings = {"bag": Bag(), "tokens": Tokens(), "chars": Chars()}  # noqa: RUF012
+    encodings = {  # noqa: RUF012
+        "bag": Bag(), "tokens": Tokens(), "chars": Chars(), "pretrained": Pretrained(), "written": Written(), "language": Language(),
+    }  # fmt: skip
+    target_encoding = "written"
 
     def check(self, column: pl.Series) -> tuple[pl.Series, list[RowError]]:
         """Texts as they are; lists, objects and bytes that are not UTF-8 are row errors."""
@@ -62,6 +73,30 @@ class Text(Kind):
     def distance(self, a: pl.Series, b: pl.Series) -> np.ndarray:
         """0 where equal, 1 where not."""
         return a.ne_missing(b).to_numpy().astype(np.float64)
+
+    def agree(
+        self, a: Mapping[str, pl.Series], b: Mapping[str, pl.Series], scale: float, tolerance: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Texts must be equal unless on the way of one of them two choices lay within twice the tolerance (`gap`), where rounding decides;
+        the difference is that of the mean log-probabilities of equal texts, each token's within `ROUNDING` tolerances."""
+        same = self.distance(a[""], b[""]) == 0
+        if "gap" not in a or "gap" not in b:
+            return (~same).astype(np.float64), same, np.zeros(len(same), bool)
+        gap = np.minimum(a["gap"].to_numpy(), b["gap"].to_numpy())
+        tie = ~same & (gap < 2 * ROUNDING * tolerance)
+        difference = np.where(same, np.abs(a["score"].to_numpy() - b["score"].to_numpy()) / ROUNDING, 0.0)
+        return difference, (same & (difference <= tolerance)) | tie, tie
+
+    def evidence(self, column: pl.Series, encoding: Encoding, state: Any) -> Any:
+        """Texts as they are, as objects."""
+        return np.array([*column.to_list(), None], dtype=object)[:-1]
+
+    def measured(self, answers: Mapping[str, pl.Series]) -> np.ndarray | None:
+        """(B, 4): -log p of the true text, its tokens, how many of them were the likeliest, its bytes; (B, 6) with pairs won and pairs."""
+        names = ["nll", "tokens", "hits", "bytes"]
+        if not all(n in answers for n in names):
+            return None
+        return np.stack([answers[n].to_numpy() for n in [*names, *(n for n in ("wins", "pairs") if n in answers)]], 1)
 
     def summary(self, column: pl.Series) -> dict[str, Any]:
         """Lengths in characters and words, empty and distinct texts, share of Han characters (a hint at the language)."""

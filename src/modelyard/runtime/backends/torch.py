@@ -34,6 +34,11 @@ def rebuild(folder: Path, manifest: Mapping[str, Any], pipeline: Pipeline, *, tr
 
     shapes = (pipeline.parts(), pipeline.cardinalities(), pipeline.heads())
     network = builder.build(manifest["model"]["net"], *shapes, trust_code=trust_code)
+    if "adapter" in manifest["model"]:
+        from modelyard.nets import _adapters
+
+        _adapters.on_base(network, folder, manifest["model"]["adapter"])
+        return network.eval()  # type: ignore[no-any-return]
     weights = {name: torch.from_numpy(array.copy()) for name, array in read_arrays(folder / WEIGHTS).items()}
     try:
         network.restore(weights) if hasattr(network, "restore") else network.load_state_dict(weights, strict=True)  # type: ignore[operator]
@@ -61,9 +66,8 @@ def graphs(network: torch.nn.Module, device: str = "cpu") -> dict[str, Graph]:
     import torch
 
     network.to(device).eval()
-    if hasattr(network, "decoder"):
-        return {"decoder": network.decoder(device)}  # type: ignore[operator]
     modules: dict[str, torch.nn.Module] = network.graphs() if hasattr(network, "graphs") else {"main": network}  # type: ignore[operator]
+    decoder = {"decoder": network.decoder(device)} if hasattr(network, "decoder") else {}  # type: ignore[operator]
 
     def graph_of(module: torch.nn.Module) -> Graph:
         def graph(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -73,4 +77,4 @@ def graphs(network: torch.nn.Module, device: str = "cpu") -> dict[str, Graph]:
 
         return graph
 
-    return {name: graph_of(module) for name, module in modules.items()}
+    return {name: graph_of(module) for name, module in modules.items()} | decoder

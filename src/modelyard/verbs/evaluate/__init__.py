@@ -139,14 +139,14 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
     from modelyard.errors import GateFailed
     from modelyard.runtime.model import Model
     from modelyard.store.run import Run, model_folder
-    from modelyard.tasks._binding import bind
+    from modelyard.tasks._binding import bind, of_texts
     from modelyard.verbs.report import write_report
 
     config: Config = project.section("evaluate")
     folder = model_folder(model, project.base / "runs")
     loaded = Model.load(folder, trust_code=options.trust_code)
     data, base, new = _data(project, folder, loaded)
-    source = None if data.env or data.stream else open_source(data, base)
+    source = None if data.env or data.stream else open_source(data, base, texts=of_texts(project.task, loaded.tasks))
     whole = new and not _splits(project)
     bound = bind(data, project.task, base, seed=_seed(loaded), source=source, like=loaded.pipeline, tasks=loaded.tasks, whole=whole)
     learnt = ("valid",) if loaded.manifest.get("out_of_fold") and not new else ()  # a search learns from these rows too
@@ -214,6 +214,7 @@ def _data(project: Any, folder: Any, model: Any) -> tuple[Any, Any, bool]:
 
     from modelyard import settings
     from modelyard.data.source import DataConfig, open_source
+    from modelyard.tasks._binding import of_texts
 
     stored = folder.parent / "config.json"
     if not stored.is_file():
@@ -225,7 +226,7 @@ def _data(project: Any, folder: Any, model: Any) -> tuple[Any, Any, bool]:
         return project.data, project.base, True
     if project.data.stream:
         return project.data, project.base, False
-    if named_now and open_source(project.data, project.base).fingerprint != model.manifest["data"]["fingerprint"]:
+    if named_now and open_source(project.data, project.base, texts=of_texts(project.task, model.tasks)).fingerprint != model.manifest["data"]["fingerprint"]:
         return project.data, project.base, True
     config = json.loads(stored.read_text(encoding="utf-8"))
     if '"<' in json.dumps(config["settings"]["data"]):

@@ -24,6 +24,9 @@ from modelyard.verbs.evaluate import _costs, _odd
 WORST = 24
 """Worst rows shown per output (a page of pictures)."""
 
+SAMPLES = 24
+"""Sample answers shown of outputs that have no pictures: texts."""
+
 PROFILED = 20_000
 """Rows of which groups are profiled, drawn from all splits."""
 
@@ -34,7 +37,7 @@ SLICE_ROWS = 20
 
 @dataclass
 class Evaluation:
-    """`{split: {output: {kind, headline, metrics, baseline, pictures, worst, slices}}}` and the answers behind it."""
+    """`{split: {output: {kind, headline, metrics, baseline, pictures, worst, slices, samples}}}` and the answers behind it."""
 
     splits: dict[str, dict[str, dict[str, Any]]]
     failed: dict[str, list[RowError]]
@@ -76,7 +79,7 @@ def judge(
         if known is not None and split in known:
             answers = Answers(known[split], [], frame.height, model.name, model.version)
         else:
-            answers = model.predict_examples(rows)
+            answers, frame = _answered(model, bound, frame)
         bad = {e.row for e in answers.errors}
         good = np.array([i for i in range(answers.rows) if i not in bad], np.int64)
         failed[split], kept[split] = answers.errors, answers
@@ -93,8 +96,7 @@ def judge(
 
 def score(model: Model, bound: Bound, split: str, metric: str, output: str, *, positive: str | None = None) -> dict[str, Any]:
     """`{value, better, note?}` of one metric of one output on one split, without interval: what a search compares."""
-    frame = bound.splits[split]
-    answers = model.predict_examples(frame.select([c.name for c in bound.pipeline.inputs]))
+    answers, frame = _answered(model, bound, bound.splits[split])
     bad = {e.row for e in answers.errors}
     good = np.array([i for i in range(answers.rows) if i not in bad], np.int64)
     truth, found = (frame, answers.columns) if len(good) == answers.rows else (frame[good], answers.columns[good])
@@ -108,12 +110,26 @@ def score(model: Model, bound: Bound, split: str, metric: str, output: str, *, p
     return scoring.evaluate_output(column.kind, is_true, said, [metric], labels=labels, intervals=False, **given)[metric]
 
 
+def _answered(model: Model, bound: Bound, frame: pl.DataFrame) -> tuple[Answers, pl.DataFrame]:
+    """(answers to the rows of a split, the rows with their truths): those of a task that brings its truth are made by it."""
+    rows = frame.select([c.name for c in bound.pipeline.inputs])
+    for output, task in bound.tasks.items():
+        if task.examine is not None:  # such a task stands alone
+            answers, truths = task.examine(model, frame, output)
+            return answers, frame.with_columns(truths.alias(output))
+    return model.predict_examples(rows), frame
+
+
 def predicted(column: Column, answers: pl.DataFrame, features: np.ndarray | None) -> scoring.Predicted:
     """What the answers say of one output, as metrics take it."""
     evidence = column.rules.evidence(answers[column.name], column.coder, column.state)
     scores = None
     if f"{column.name}.scores" in answers.columns:
         scores = answers[f"{column.name}.scores"].struct.unnest().to_numpy().astype(np.float64)
+    mine = {c.removeprefix(column.name).lstrip("."): answers[c] for c in answers.columns if c == column.name or c.startswith(f"{column.name}.")}
+    values = column.rules.measured(mine)
+    if values is not None:
+        return scoring.Predicted(labels=evidence, values=values)
     if column.kind == "number":
         return scoring.Predicted(values=evidence)
     if isinstance(evidence, np.ndarray) and evidence.dtype.kind == "f":
@@ -137,7 +153,9 @@ def _output(
     found = predicted(column, answers, features)
     is_true = column.rules.evidence(truth[column.name], column.coder, column.state) if supervised else None
     labels = getattr(column.state, "labels", None)
-    names = _applicable(wanted or bound.tasks[column.name].metrics, column.kind)
+    task = bound.tasks[column.name]
+    measured = tuple(m for m, part in task.measured.items() if f"{column.name}.{part}" in answers.columns)
+    names = _applicable(wanted or (None if task.metrics is None else (*task.metrics, *measured)), column.kind)
     if is_true is None and not features_needed(column.kind):
         names = None  # nothing can be measured; what is odd is shown all the same
     options: dict[str, Any] = {"labels": labels, "seed": seed}
@@ -146,7 +164,7 @@ def _output(
     scores = scoring.evaluate_output(column.kind, is_true, found, names, **options)
     entry: dict[str, Any] = {
         "kind": column.kind,
-        "headline": next(iter(scores), None),
+        "headline": next((n for n, s in scores.items() if s["value"] == s["value"]), next(iter(scores), None)),
         "metrics": scores,
         "baseline": {},
         "pictures": {},
@@ -154,20 +172,23 @@ def _output(
         "slices": [],
     }
     if column.kind not in scoring.DEFAULTS:
+        entry["samples"] = _samples(bound, column, truth, answers)
         return entry
     entry["pictures"] = picture_data(column.kind, is_true, found, labels=labels, seed=seed)
     if is_true is None and labels and found.scores is not None:
         entry["worst"] = _oddest(bound, column, truth, answers, found)
     if is_true is not None:
         past = column.rules.evidence(bound.splits["train"][column.name], column.coder, column.state)
-        guess = scoring.baseline(column.kind, past, truth.height, labels=labels)
+        lengths = [len(row) for row in is_true] if is_true.dtype == object else None
+        guess = scoring.baseline(column.kind, past, truth.height, labels=labels, lengths=lengths)
         entry["baseline"] = scoring.evaluate_output(column.kind, is_true, guess, names, **options)
         scores |= _costs.promises(column, truth[column.name], answers)
         costs_KK = _costs.matrix(costs, column, positive)
         for place, said in ((scores, found), (entry["baseline"], guess)) if costs_KK is not None else ():
             assert costs_KK is not None and said.labels is not None
             place["cost"] = _costs.entry(_costs.per_row(costs_KK, is_true, said.labels))
-        errors_B = _errors(column, found, is_true)
+        same = is_true.dtype == object  # structured answers say themselves how far they are from the truth
+        errors_B = column.rules.distance(truth[column.name], answers[column.name]) if same else _errors(column, found, is_true)
         entry["worst"] = _worst(bound, column, truth, answers, found, errors_B)
         entry["slices"] = _slices(bound, column, truth, found, is_true, entry["headline"], options)
     return entry
@@ -256,6 +277,7 @@ def _worst(
 ) -> list[dict[str, Any]]:
     order = np.argsort(-errors_B, kind="stable")[:WORST]
     shown = bound.pipeline.inputs[:8]
+    along = next((c for c in shown if c.name == column.of and column.rules.draw_along([], []) is not None), None)
     rows = []
     drawn = {c.name: truth[c.name].gather(order.astype(np.uint32)).to_list() for c in shown}
     said = answers[column.name].gather(order.astype(np.uint32)).to_list()
@@ -264,7 +286,8 @@ def _worst(
         rows.append(
             {
                 "row": row + 1,
-                "inputs": {c.name: c.rules.draw(drawn[c.name][i]) for c in shown},
+                "inputs": {c.name: c.rules.draw(drawn[c.name][i]) for c in shown if c is not along},
+                "along": {} if along is None else _along(column, drawn[along.name][i], true[i], said[i]),
                 "truth": _text(true[i]),
                 "prediction": _text(said[i]),
                 "confidence": None if found.scores is None else float(found.scores[row].max()),
@@ -272,6 +295,32 @@ def _worst(
             }
         )
     return rows
+
+
+def _along(column: Column, beside: Any, true: Any, said: Any) -> dict[str, str]:
+    """`{truth, prediction}`: both drawn along the input that they speak of."""
+    found = {"truth": column.rules.draw_along(true, beside), "prediction": column.rules.draw_along(said, beside)}
+    return {key: html for key, html in found.items() if html is not None}
+
+
+def _samples(bound: Bound, column: Column, truth: pl.DataFrame, answers: pl.DataFrame) -> list[dict[str, Any]]:
+    """Answers to rows spread evenly over the split, for people to judge what no picture shows. Where some were answered, those."""
+    answered = np.flatnonzero(answers[column.name].is_not_null().to_numpy()).astype(np.uint32)
+    among = answered if len(answered) else np.arange(truth.height, dtype=np.uint32)
+    order = among[np.unique(np.linspace(0, max(0, len(among) - 1), SAMPLES).round().astype(np.uint32))] if len(among) else among
+    shown = bound.pipeline.inputs[:8]
+    drawn = {c.name: truth[c.name].gather(order).to_list() for c in shown}
+    said = answers[column.name].gather(order).to_list()
+    true = truth[column.name].gather(order).to_list() if column.name in truth.columns else [None] * len(said)
+    return [
+        {
+            "row": int(row) + 1,
+            "inputs": {c.name: c.rules.draw(drawn[c.name][i]) for c in shown},
+            "truth": "" if true[i] is None else _text(true[i]),
+            "prediction": _text(said[i]),
+        }
+        for i, row in enumerate(order)
+    ]
 
 
 def _oddest(bound: Bound, column: Column, frame: pl.DataFrame, answers: pl.DataFrame, found: scoring.Predicted) -> list[dict[str, Any]]:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from modelyard import metrics as scoring
 from modelyard.errors import Unsupported
 from modelyard.runtime import post
 from modelyard.runtime.model import Model
+from modelyard.runtime.pipeline import Column
 from modelyard.store import folder as store
 from modelyard.tasks._binding import Bound
 from modelyard.verbs.evaluate import _costs
@@ -26,8 +28,9 @@ def tune(
 ) -> Path:
     """The child `<model>-threshold-N`, which decides for the best `metric`, or the least expected cost, on the validation rows.
 
-    Two labels and label sets get thresholds. More labels have no single threshold: under `costs` they are decided by the least expected
-    cost of their scores (Elkan 2001), which is as good as the scores are calibrated. Raises `Unsupported` otherwise.
+    Two labels and label sets get thresholds; tags of entities a number that is taken from the score of `O`.
+    More labels have no single threshold: under `costs` they are decided by the least expected cost of their scores (Elkan 2001), which
+    is as good as the scores are calibrated. Raises `Unsupported` otherwise.
     """
     if "valid" not in bound.splits:
         raise Unsupported("thresholds are tuned on validation rows, and the data has none; set data.split.valid", "needs")
@@ -38,6 +41,12 @@ def tune(
     good = np.array([i for i in range(answers.rows) if i not in failed], np.int64)
     for column in model.pipeline.outputs:
         labels = getattr(column.state, "labels", None)
+        if column.kind == "tags" and metric and column.state.learnt != "plain":
+            if column.kind not in scoring.get(metric).kinds:
+                raise Unsupported(f"{column.name}: {metric} is not measured on tags; write evaluate.threshold: entity_f1", "use")
+            value = _outside(model, column, frame[good], metric)
+            steps.append({"step": "outside", "output": column.name, "value": value})
+            continue
         costs_KK = _costs.matrix(costs, column, positive)
         several = column.kind == "category" and labels is not None and len(labels) != 2
         if column.kind not in ("category", "label-set") or not labels or (several and costs_KK is None):
@@ -60,6 +69,27 @@ def tune(
             values = [pick(truth[:, k].astype(np.int64), found.scores[:, k]) for k in range(len(labels))]
         steps.append({"step": "thresholds", "output": column.name, "values": values, "exclusive": exclusive})
     return child(model, folder, steps)
+
+
+OUTSIDE = [round(0.25 * i, 2) for i in range(-4, 17)]
+"""What may be taken from the score of `O`: from e times as likely to e⁴ times less."""
+
+
+def _outside(model: Model, column: Column, frame: pl.DataFrame, metric: str) -> float:
+    """The one of `OUTSIDE` with the best metric of the tags; of equally good ones the nearest to 0."""
+    better = scoring.get(metric).better
+    outputs, contexts = model.outputs(frame.select([c.name for c in model.pipeline.inputs]))
+    context = contexts.get(column.of or "", {})
+    truth = column.rules.evidence(frame[column.name], column.coder, column.state)
+    found = {}
+    for value in OUTSIDE:
+        moved = post.outside(outputs, {"output": column.name, "value": value})
+        mine = {k.removeprefix(f"{column.name}."): v for k, v in moved.items() if k.startswith(f"{column.name}.")}
+        said = column.rules.evidence(column.coder.decode(mine, column.state, context)[""], column.coder, column.state)
+        score = scoring.evaluate_output(column.kind, truth, scoring.Predicted(labels=said), [metric], intervals=False)[metric]["value"]
+        if score == score:
+            found[value] = score if better == "higher" else -score
+    return max(found, key=lambda v: (found[v], -abs(v)), default=0.0)
 
 
 def _cheapest(truth: np.ndarray, scores: np.ndarray, costs_KK: np.ndarray | None) -> float:

@@ -1,7 +1,11 @@
 """Writes a model in a form that runs elsewhere, and refuses if it answers the stored examples differently.
 
+A form is a file beside this one: `section(model, folder)` writes a model folder's files and gives its section of the manifest, `make(model,
+folder)` writes files for other programs and gives what is to be told of them.
+
 modelyard export runs/churn-0001
 modelyard export runs/churn-0001 export.format=onnx
+modelyard export runs/assistant-0001 export.format=gguf
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from modelyard import registry
 from modelyard.errors import Unsupported
 from modelyard.runtime.model import Model
 from modelyard.store import atomic
@@ -28,8 +33,9 @@ class Config:
 
     SHORTHAND: ClassVar[str] = "format"
 
-    format: Literal["onnx"] = "onnx"
-    """onnx: a folder with ONNX graphs that the core serves without torch."""
+    format: Literal["onnx", "safetensors", "adapter", "gguf"] = "onnx"
+    """onnx: a folder with ONNX graphs that the core serves without torch. Of language models: safetensors (whole weights in Hugging Face's
+    layout), adapter (in PEFT's layout, without its base), gguf (one file for llama.cpp)."""
 
 
 @dataclass
@@ -47,6 +53,8 @@ class Exported:
 
     def __str__(self) -> str:
         p = self.parity
+        if "rows" not in p:
+            return f"{self.folder}: {self.bytes / 1e6:.2f} MB, " + ", ".join(f"{k} {v}" for k, v in p.items())
         return f"{self.folder}: {self.bytes / 1e6:.2f} MB, {p['rows']} examples replayed, largest difference {p['max_difference']:.2g}, {p['ties']} ties"
 
 
@@ -62,12 +70,22 @@ def export(folder: Path, form: str = "onnx", *, trust_code: bool = False) -> Exp
         while (again := target.with_name(f"{form}-{number}")).exists():
             number += 1
         target = again
+    module = registry.load("verbs/export", form)
+    if hasattr(module, "make"):
+        with atomic.whole(target) as aside:
+            found = {"parity": module.make(model, aside), "milliseconds": None}
+        return _listed(model, target, form, found)
     store.write(target, *_form(model, form, trust_code))
     try:
         found = _prove(target)
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
+    return _listed(model, target, form, found)
+
+
+def _listed(model: Model, target: Path, form: str, found: dict[str, Any]) -> Exported:
+    """Tells the list of exports of one that is whole."""
     size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
     entry = {"format": form, "bytes": size, "parity": found["parity"], "milliseconds": found["milliseconds"], "core": model.version}
     listing = target.parent / "exports.json"
@@ -80,16 +98,16 @@ def _form(model: Model, form: str, trust_code: bool) -> tuple[dict[str, Any], Ca
     """(manifest, what fills the folder) of a model, or of a composite whose parts are each exported; a part that has no graph but needs
     the core alone stays as it is."""
     from modelyard.runtime.composite import Composite
-    from modelyard.verbs.export import onnx
 
+    module = registry.load("verbs/export", form)
     kept = {k: v for k, v in model.manifest.items() if k not in ("format", "files")}
     manifest = {**kept, "parents": [*kept.get("parents", []), {"version": model.version, "relation": f"export {form}"}]}
     numpy = model.manifest["model"]["backend"] == "numpy"
-    leave = ("model.safetensors", "arrays.safetensors") if numpy else ("model.safetensors",)
+    leave = ("model.safetensors", "arrays.safetensors") if numpy else module.LEFT_OUT
 
     def fill(aside: Path) -> None:
         for name in model.manifest["files"]:
-            if name not in leave and not (isinstance(model, Composite) and name.startswith("parts/")):
+            if not name.startswith(leave) and not (isinstance(model, Composite) and name.startswith("parts/")):
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(model.folder / name, aside / name)
         if isinstance(model, Composite):
@@ -97,9 +115,7 @@ def _form(model: Model, form: str, trust_code: bool) -> tuple[dict[str, Any], Ca
             for part in model.parts:
                 _part(part, aside / "parts" / part.folder.name, form, trust_code)
             return
-        section = {**model.manifest["model"], "backend": "onnx", "onnx": onnx.write(model, aside, trust_code=trust_code)}
-        section.pop("state", None)
-        manifest["model"] = section
+        manifest["model"] = module.section(model, aside, trust_code=trust_code)
 
     return manifest, fill
 
@@ -114,13 +130,12 @@ def _part(part: Model, target: Path, form: str, trust_code: bool) -> None:
 def _prove(target: Path) -> dict[str, Any]:
     """Replay in a batch and row by row: a graph that froze the batch size must not pass."""
     exported = Model.load(target)
-    parity = exported.replay()
     rows = exported.examples
     whole = exported.predict(rows)
     from modelyard.runtime.answers import compare
 
     times = []
-    if exported.frame["name"] == "rows":
+    if exported.by_row:
         for i in range(len(rows)):
             start = time.perf_counter()
             alone = exported.predict([rows[i]])
@@ -131,7 +146,7 @@ def _prove(target: Path) -> dict[str, Any]:
 
                 detail = Problem(f"in the batch {whole.to_json()[i]!r}; alone {alone.to_json()[0]!r}"[:400], f"example {i}")
                 raise ParityError("an example is answered differently alone than in a batch", [detail], same)
-    return {"parity": parity.to_json(), "milliseconds": 1e3 * sorted(times)[len(times) // 2] if times else None}
+    return {"parity": exported.parity.to_json() if exported.parity else {}, "milliseconds": 1e3 * sorted(times)[len(times) // 2] if times else None}
 
 
 def _one(answers: Any, i: int) -> Any:

@@ -21,6 +21,18 @@ if TYPE_CHECKING:
     import torch
 
 OPSET = 18
+PLACES = "places"
+"""The part that asks about some positions of a text: its second axis has a length of its own."""
+
+
+LEFT_OUT = ("model.safetensors", "adapter/")
+"""Files (or folders) of the model that graphs take the place of."""
+
+
+def section(model: Model, target: Path, *, trust_code: bool = False) -> dict[str, Any]:
+    """Writes the graphs into `target`; returns the manifest's section of the model."""
+    found = {**model.manifest["model"], "backend": "onnx", "onnx": write(model, target, trust_code=trust_code)}
+    return {k: v for k, v in found.items() if k not in ("state", "adapter")}
 
 
 def write(model: Model, target: Path, *, trust_code: bool = False) -> dict[str, str]:
@@ -28,6 +40,9 @@ def write(model: Model, target: Path, *, trust_code: bool = False) -> dict[str, 
 
     Raises `Unsupported` where an estimator has no graph, `ArtefactError` where torch cannot express the network in ONNX.
     """
+    if "decoder" in model.graphs:
+        reason = "it keeps the keys and values of many texts at once, which its ONNX form would copy at every token"
+        raise Unsupported(f"a causal language model is not exported to ONNX: {reason}; use export.format: gguf or safetensors", "never")
     recorded = record(model)
     if model.manifest["model"]["backend"] == "numpy":
         return _estimator(model, target, recorded["main"])
@@ -83,12 +98,13 @@ def _network(model: Model, target: Path, recorded: Mapping[str, Mapping[str, np.
     files = {}
     for name, module in modules.items():
         files[name] = "model.onnx" if name == "main" else f"{name}.onnx"
-        (target / files[name]).write_bytes(export_module(module, recorded[name], _ragged(model)))
+        (target / files[name]).write_bytes(export_module(module, recorded[name], _ragged(model) | getattr(module, "ragged", frozenset())))
     return files
 
 
 def _ragged(model: Model) -> set[str]:
-    return {f"{i}.{p}" for i, parts in model.pipeline.parts().items() for p, part in parts.items() if part.ragged}
+    parts = model.pipeline.parts()
+    return {f"{i}.{p}" for i, found in parts.items() for p, part in found.items() if part.ragged} | {f"{i}.{PLACES}" for i in parts}
 
 
 def export_module(module: torch.nn.Module, inputs: Mapping[str, np.ndarray], ragged: set[str]) -> bytes:
@@ -116,7 +132,7 @@ def export_module(module: torch.nn.Module, inputs: Mapping[str, np.ndarray], rag
     for n in names:
         axes: dict[int, Any] = {0: batch}
         if n in ragged:
-            column = n.rsplit(".", 1)[0]
+            column = n if n.endswith(f".{PLACES}") else n.rsplit(".", 1)[0]
             axes[1] = length.setdefault(column, torch.export.Dim(f"length_{len(length)}", min=1, max=2**20))
         shapes.append(axes)
     try:

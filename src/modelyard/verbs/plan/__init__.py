@@ -6,11 +6,14 @@ modelyard plan data=customers.csv target=churned model=mlp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from modelyard import settings
 from modelyard.tasks._binding import Bound, bind
+
+SHOWN = 20
+"""Rows that the preview of what is taught is drawn from."""
 
 
 @dataclass
@@ -28,6 +31,8 @@ class Plan:
     training: dict[str, Any]
     writes: list[str]
     notes: list[str]
+    preview: list[list[tuple[str, bool]]] = field(default_factory=list)
+    """Of language models: (token, whether it counts in the loss) of some rows."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -45,6 +50,10 @@ class Plan:
         lines += ["model     " + ", ".join(self.model) + (f", {self.parameters:,} parameters" if self.parameters else "")]
         lines += ["training  " + ", ".join(f"{k} {v}" for k, v in self.training.items())]
         lines += ["writes    " + ", ".join(self.writes)]
+        if self.preview:
+            from modelyard.verbs.train.preview import in_brackets
+
+            lines += ["", "taught with (what counts in the loss stands in ⟦ ⟧)", *(f"  {in_brackets(row)[:400]}" for row in self.preview)]
         return "\n".join(lines + [f"note: {n}" for n in self.notes])
 
 
@@ -67,7 +76,7 @@ def describe(project: Any) -> Plan:
         names, facts = search.planned(project.model.value, config)
         return _plan(project, bound, names, None, facts)
     choice = learner.choose(project.model.value, pipeline, bound.tasks, bound.rows["train"])
-    parameters, training = None, {}
+    parameters, training, seen = None, {}, []
     if choice.parts:
         training = dict(choice.combine)
     elif not choice.estimator:
@@ -82,12 +91,16 @@ def describe(project: Any) -> Plan:
         network = _network.build(spec, pipeline.parts(), pipeline.cardinalities(), pipeline.heads(), trust_code=True)
         parameters = sum(p.numel() for p in network.parameters())
         training = {k.split(".")[1]: getattr(used, k.split(".")[1]) for k in origins}
+        seen = fit_net.previewed(network, pipeline, bound.splits["train"].head(SHOWN), used)
     else:
         training = settings.plain(choice.config)
-    return _plan(project, bound, choice.names, parameters, training)
+    return _plan(project, bound, choice.names, parameters, training, seen)
 
 
-def _plan(project: Any, bound: Bound, names: list[str], parameters: int | None, training: dict[str, Any]) -> Plan:
+def _plan(
+    project: Any, bound: Bound, names: list[str], parameters: int | None, training: dict[str, Any],
+    preview: list[list[tuple[str, bool]]] | None = None,
+) -> Plan:
     folder = f"runs/{project.name}-NNNN/"
     files = ["config.yaml", "run.json", "events.jsonl", "metrics.json", "samples/", "plots/", "model/", "report.html"]
     outputs = {
@@ -96,7 +109,7 @@ def _plan(project: Any, bound: Bound, names: list[str], parameters: int | None, 
     }
     return Plan(
         project.resolved(), project.origins, bound.rows, len(bound.set_aside), {c.name: c.kind for c in bound.pipeline.inputs}, outputs,
-        names, parameters, training, [folder + f for f in files], bound.notes,
+        names, parameters, training, [folder + f for f in files], bound.notes, preview or [],
     )  # fmt: skip
 
 

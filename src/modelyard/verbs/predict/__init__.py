@@ -101,6 +101,9 @@ def write(answers: Any, out: Path) -> None:
         for name in [n for n, t in table.schema.items() if isinstance(t, pl.Struct)]:
             parts = table[name].struct.unnest()
             table = table.drop(name).with_columns(*(parts[c].alias(f"{name}.{c}") for c in parts.columns))
+        for name in [n for n, t in table.schema.items() if isinstance(t, pl.List) and isinstance(t.inner, pl.Struct)]:
+            texts = [None if v is None else json.dumps(v, ensure_ascii=False) for v in table[name].to_list()]
+            table = table.with_columns(pl.Series(name, texts, dtype=pl.String))
         for name in [n for n, t in table.schema.items() if isinstance(t, pl.List)]:
             table = table.with_columns(pl.col(name).cast(pl.List(pl.String)).list.join("|"))
         table.write_csv(out)

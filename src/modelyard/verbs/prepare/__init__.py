@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from modelyard import registry, settings
-from modelyard.errors import ArtefactError, ConfigError, DataError, Problem, UsageError
+from modelyard.errors import ArtefactError, ConfigError, Problem, Unsupported, UsageError
 from modelyard.settings import Between
 
 GROUP = "verbs/prepare"
@@ -132,8 +132,10 @@ def prepare(
     from modelyard.verbs.train.config import TrainConfig
 
     base, train = Path(base or "."), train or TrainConfig()
-    if data.stream or data.env:
-        raise DataError("prepare needs the rows in memory; take out data.stream (or data.env)")
+    if data.env:
+        raise Unsupported("an environment has no rows to prepare", "never")
+    if data.stream:
+        raise Unsupported("prepare needs the rows in memory; take out data.stream", "use")
     problems: list[Problem] = []
     asked = parsed(steps, problems)
     if problems or not asked:

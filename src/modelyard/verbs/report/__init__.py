@@ -11,7 +11,9 @@ The evaluation object, which `train` and `evaluate` produce and `samples/evaluat
         "metrics":  {name: {value, low, high, better, note?}},   from modelyard.metrics.evaluate_output
         "baseline": {name: {value, low, high, better, note?}},   the same of modelyard.metrics.baseline
         "pictures": {name: data},                                from modelyard.metrics.picture_data; see pictures.py
-        "worst":    [{row, inputs: {column: html}, truth, prediction, confidence?, loss?}],   html from Kind.draw
+        "worst":    [{row, inputs: {column: html}, truth, prediction, confidence?, loss?, along?}],   html from Kind.draw;
+                                                                 along: {truth, prediction} as html from Kind.draw_along
+        "samples":  [{row, inputs: {column: html}, truth, prediction}],   of outputs without pictures
         "slices":   [{slice, rows, metric, value, low, high, better, note?}],
         "segments": [{segment, rows, share, name, text, differences: [{column, kind, effect, here, everybody, …}]}],   of groups of rows
         "groups":   {by, groups, tried, rows, of, text, …},      why there are as many groups

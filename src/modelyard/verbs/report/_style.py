@@ -37,6 +37,10 @@ border-radius:10px;max-height:30em}
 .worst dd>img,.worst dd>svg{max-width:100%;max-height:180px;image-rendering:auto}
 .worst .value{max-height:11em;overflow:auto}
 .label{border:1px solid var(--edge);border-radius:6px;padding:0 6px}
+mark{background:color-mix(in srgb,var(--mark) 22%,transparent);color:inherit;border-radius:5px;padding:0 3px}
+.tokens{white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.75}.tokens>*{border-radius:3px;padding:0 1px;margin-right:1px;
+box-shadow:inset 0 0 0 1px color-mix(in srgb,var(--edge) 60%,transparent)}.tokens>span{color:var(--soft)}
+sub{color:var(--soft);font-size:.72em;margin-left:3px}
 summary{cursor:pointer;padding:6px 0}
 @media (max-width:480px){main{padding:10px}th,td{padding:5px 4px}table{font-size:.8rem}td:first-child{min-width:5.5em}}
 @media print{body{background:#fff}.card,figure,.scroll,pre{break-inside:avoid}}

@@ -21,6 +21,7 @@ from modelyard.verbs.report._svg import number
 from modelyard.verbs.report._words import Say, words
 from modelyard.verbs.report.pictures import PICTURES, draw, learning_data
 from modelyard.verbs.report.segments import section as segments
+from modelyard.verbs.report.taught import section as taught
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 FRAGMENTS = 3_000_000
@@ -200,9 +201,14 @@ def _metrics_table(output: Mapping[str, Any], say: Say) -> str:
         label = (
             f'{escape(say(name))}&nbsp;<span class="soft" title="{say(found.get("better", "higher"))}">{better}</span>'
         )
-        rows.append([label, _value(found), _value(base.get(name, {})), _interval(found), escape(found.get("note", ""))])
+        rows.append([label, _value(found), _value(base.get(name, {})), _interval(found), escape(_beside(found))])
     head = [say("metric"), say("value"), say("baseline"), say("interval"), say("note")]
     return _table(head, rows, numbers=(1, 2, 3), prose=(4,)) if rows else ""
+
+
+def _beside(found: Mapping[str, Any]) -> str:
+    """What stands beside a value: its note, and the signature of a score that papers quote."""
+    return "; ".join(filter(None, [found.get("note", ""), found.get("signature", "")]))
 
 
 def _details(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str:
@@ -218,7 +224,7 @@ def _details(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str
             budget["pictures"] -= len(figure)
             drawn += [figure] if budget["pictures"] > 0 else []
     html = f'<div class="pictures" style="margin-top:12px">{"".join(drawn)}</div>' if drawn else ""
-    return segments(output, say) + html + _slices(output, say) + _worst(output, say, budget)
+    return segments(output, say) + html + _slices(output, say) + _worst(output, say, budget) + _samples(output, say, budget)
 
 
 def metric_bars_data(output: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -273,8 +279,23 @@ def _worst(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str:
     worst = (output.get("worst") or [])[:WORST_SHOWN]
     if not worst:
         return ""
+    cards, note = _cards(worst, say, budget)
+    odd = "score" in worst[0]  # nobody knows the truth: the rows with the highest scores
+    said, of = ("oddest_rows", "oddest_of") if odd else ("worst_rows", "worst_of")
+    title = f'<h3>{say(said)} <span class="soft">({say(of, n=len(worst))})</span></h3>'
+    return f"{title}{cards}{note}"
+
+
+def _samples(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str:
+    """Answers beside what was asked and what is true."""
+    samples = (output.get("samples") or [])[:WORST_SHOWN]
+    return f"<h3>{say('samples')}</h3>{''.join(_cards(samples, say, budget))}" if samples else ""
+
+
+def _cards(rows: Sequence[Mapping[str, Any]], say: Say, budget: dict[str, int]) -> tuple[str, str]:
+    """(a card for each row, a note on what was left out)."""
     left_out, cards = 0, []
-    for row in worst:
+    for row in rows:
         facts = []
         for column, html in (row.get("inputs") or {}).items():
             budget["fragments"] -= len(html)
@@ -282,16 +303,18 @@ def _worst(output: Mapping[str, Any], say: Say, budget: dict[str, int]) -> str:
                 left_out += 1
                 continue
             facts.append(f'<dt>{escape(column)}</dt><dd><div class="value">{html}</div></dd>')
+        along = row.get("along") or {}
+        for key, html in along.items():
+            budget["fragments"] -= len(html)
+            left_out += budget["fragments"] < 0
+            facts += [f'<dt>{say(key)}</dt><dd><div class="value">{html}</div></dd>'] if budget["fragments"] >= 0 else []
         for key in ("truth", "prediction", "confidence", "loss", "error", "score", "why"):
-            if row.get(key) not in (None, ""):
+            if key not in along and row.get(key) not in (None, ""):
                 facts.append(f"<dt>{say(key)}</dt><dd><b>{escape(_show(row[key]))}</b></dd>")
         name = say("row", n=escape(_show(row["row"]))) if row.get("row") is not None else ""
         cards.append(f'<div class="card worst"><div class="soft">{name}</div><dl>{"".join(facts)}</dl></div>')
     note = f'<p class="soft">{say("too_big", n=left_out)}</p>' if left_out else ""
-    odd = "score" in worst[0]  # nobody knows the truth: the rows with the highest scores
-    said, of = ("oddest_rows", "oddest_of") if odd else ("worst_rows", "worst_of")
-    title = f'<h3>{say(said)} <span class="soft">({say(of, n=len(worst))})</span></h3>'
-    return f'{title}<div class="cards">{"".join(cards)}</div>{note}'
+    return f'<div class="cards">{"".join(cards)}</div>', note
 
 
 def _data(report: Report, say: Say) -> str:
@@ -320,7 +343,8 @@ def _data(report: Report, say: Say) -> str:
         for name, b in (data.get("balance") or {}).items()
     ]
     drawn += [_figure("lengths", one, say, caption=name) for name, one in (data.get("lengths") or {}).items()]
-    return "".join(parts) + (f'<div class="pictures" style="margin-top:12px">{"".join(drawn)}</div>' if drawn else "")
+    pictures = f'<div class="pictures" style="margin-top:12px">{"".join(drawn)}</div>' if drawn else ""
+    return "".join(parts) + pictures + taught(report.events, say)
 
 
 def _configuration(report: Report, say: Say) -> str:

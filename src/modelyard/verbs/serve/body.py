@@ -20,11 +20,11 @@ TOKENS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|([\[{])|([\]}])', re.DOTALL)
 
 
 class Refused(Exception):
-    """A request that cannot be answered: status and one sentence."""
+    """A request that cannot be answered: status, one sentence, and headers that go with them."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
-        self.status, self.message = status, message
+        self.status, self.message, self.headers = status, message, headers or {}
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def check_type(content_type: str) -> None:
 
     None, and curl's own default for `-d`, are taken as JSON: TensorFlow Serving's documented calls name no type.
     """
+    if content_type == "application/json":
+        return
     kind, _, rest = content_type.lower().partition(";")
     kind = kind.strip()
     if kind not in ("", "application/json", "application/x-www-form-urlencoded") and not JSON_TYPE.fullmatch(kind):
@@ -73,8 +75,8 @@ def check_type(content_type: str) -> None:
         raise Refused(415, f"charset {charset[1][:40]!r} is not read; send UTF-8")
 
 
-def parse(raw: bytes) -> Request:
-    """The request of a JSON body. Raises `Refused` with what came and what is allowed."""
+def read(raw: bytes, like: str) -> dict[str, Any]:
+    """The object of a JSON body. Raises `Refused` with what came and what is allowed; `like` shows what is expected."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -88,7 +90,13 @@ def parse(raw: bytes) -> Request:
     if HALF.search(text):
         _whole(body)
     if not isinstance(body, dict):
-        raise Refused(400, 'the body must be an object such as {"instances": [{…}]}')
+        raise Refused(400, f"the body must be an object such as {like}")
+    return body
+
+
+def parse(raw: bytes) -> Request:
+    """The request of a JSON body. Raises `Refused` with what came and what is allowed."""
+    body = read(raw, '{"instances": [{…}]}')
     known = {"instances", "inputs", "signature_name", "params", "seed", "strict"}
     if extra := sorted(set(body) - known):
         raise Refused(400, f"unknown key(s) {', '.join(map(str, extra))[:200]}; expected {', '.join(sorted(known))}")

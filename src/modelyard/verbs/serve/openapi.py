@@ -19,6 +19,7 @@ SHAPES: dict[str, Schema] = {
     "image": {"type": ["string", "array"], "description": "base64 of a PNG or JPEG file, a data URL, or pixels 0 to 255 by row"},
     "timestamp": {"type": ["string", "number", "null"], "description": "ISO 8601, or seconds since 1970"},
     "cluster": {"type": ["integer", "null"]},
+    "words": {"type": ["array", "string"], "items": {"type": ["string", "number"]}, "description": "words, or a text that is cut at blanks"},
 }
 ANSWERS: dict[str, Schema] = {
     "number": {"type": ["number", "null"]},
@@ -26,6 +27,15 @@ ANSWERS: dict[str, Schema] = {
     "label-set": {"type": ["array", "null"], "items": {"type": "string"}},
     "timestamp": {"type": ["string", "null"]},
     "cluster": {"type": ["integer", "null"]},
+    "tags": {"type": ["array", "null"], "items": {"type": "string"}, "description": "one for each word"},
+}
+ENTITIES: Schema = {
+    "type": "array",
+    "description": "start and end count words, the end is the one behind the last",
+    "items": {
+        "type": "object",
+        "properties": {"start": {"type": "integer"}, "end": {"type": "integer"}, "type": {"type": "string"}, "text": {"type": "string"}},
+    },
 }
 TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
 TEXT = {"type": "string"}
@@ -152,6 +162,9 @@ def _answers(outputs: list[Field]) -> dict[str, Schema]:
     found: dict[str, Schema] = {}
     for f in outputs:
         found[f.name] = _field(f, ANSWERS)
+        if f.kind == "tags":
+            found |= {f"{f.name}.entities": ENTITIES, f"{f.name}.score": {"type": ["number", "null"], "description": "of the tags as a whole"}}
+            continue
         found[f"{f.name}.scores"] = {
             "type": "object",
             "additionalProperties": {"type": ["number", "null"]},

@@ -17,6 +17,7 @@ from modelyard.runtime.model import Model
 
 FILES = {
     "page.js": "text/javascript; charset=utf-8", "form.js": "text/javascript; charset=utf-8", "words.js": "text/javascript; charset=utf-8",
+    "chat.js": "text/javascript; charset=utf-8",
     "page.css": "text/css; charset=utf-8",
 }  # fmt: skip
 EXAMPLES = 12
@@ -28,8 +29,8 @@ ARGUMENT = 100_000
 """Bytes of a row that are given to curl as an argument; Linux allows 131,072 for one. Longer rows go by a here-document."""
 
 
-def data(model: Model, name: str) -> dict[str, Any]:
-    """What the page needs to know: signature with labels and ranges, example rows, name and version."""
+def data(model: Model, name: str, chat: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the page needs to know: signature with labels and ranges, example rows, name and version; `chat` of a model that writes."""
     examples: list[Any] = []
     size = 0
     for row in model.examples:
@@ -43,7 +44,7 @@ def data(model: Model, name: str) -> dict[str, Any]:
         entry["open"] = len(labels) > LABELS
         quantiles = entry.pop("summary").get("quantiles", {})
         entry["range"] = [quantiles["0"], quantiles["1"]] if entry["kind"] == "number" and {"0", "1"} <= set(quantiles) else None
-    found = {"name": name, "version": model.version, "signature": signature, "examples": examples, "argument": ARGUMENT}
+    found = {"name": name, "version": model.version, "signature": signature, "examples": examples, "argument": ARGUMENT, "chat": chat}
     return clean(found)  # type: ignore[no-any-return]
 
 

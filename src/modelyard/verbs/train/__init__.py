@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from modelyard import registry
 from modelyard.data.source import DataConfig, Source
 from modelyard.errors import GateFailed, ModelyardError, Problem, Unsupported
 from modelyard.runtime.answers import Graph
@@ -149,7 +150,18 @@ def _found_from(base: Path, model: Any) -> Any:
         path, _, name = model["module"].rpartition(":")
         if path.endswith(".py") and not Path(path).is_absolute():
             return {**model, "module": f"{os.path.relpath(base / path)}:{name}"}
+    if isinstance(model, Mapping):
+        found = {k: _found_from(base, v) if isinstance(v, Mapping) else v for k, v in model.items()}
+        return {**found, "base": _base_from(base, found["base"])} if isinstance(found.get("base"), str) else found
     return model
+
+
+def _base_from(base: Path, given: str) -> str:
+    """A base as it is found from here: a folder, a run folder or the name of a run (its model); anything else is a hub's name."""
+    for place in (base / given, base / "runs" / given):
+        if place.is_dir():
+            return os.path.relpath(place / "model" if (place / "model" / "manifest.json").is_file() else place)
+    return given
 
 
 @dataclass
@@ -184,7 +196,8 @@ def _fit_named(bound: Bound, model: Any, job: _Job) -> tuple[Path, dict[str, Any
 
     calibrate.require(bound, job.config)
     choice = learner.choose(model, bound.pipeline, bound.tasks, bound.rows["train"])
-    job.say(f"training {', '.join(choice.names)} on {bound.rows['train']} examples")
+    if job.progress:
+        job.progress(0, 1, f"{', '.join(choice.names)} on {bound.rows['train']} examples")
     job.run.update(state="training", model={"model": choice.names}, data=_data(bound))
     if not choice.parts:
         return _fit_one(bound, choice, job, job.run.model, job.run.folder / "checkpoints")
@@ -218,22 +231,28 @@ def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints:
     learner.set_encodings(choice, pipeline)
     if bound.stream is not None and choice.estimator:
         raise Unsupported(f"{choice.estimator} learns from arrays in memory; with data.stream choose a net, e.g. model=mlp", "use")
-    pipeline.fit([bound.splits["train"]] if bound.stream is None else bound.stream)
+    frames, owner = _read_frames(bound)
+    pipeline.fit([frames["train"]] if bound.stream is None else bound.stream)
     arrays = {}
     if bound.stream is not None:
         inputs = bound.stream.encode(lambda frame: pipeline.encode(frame).arrays, "input")
         arrays["train"] = inputs, bound.stream.encode(lambda frame: pipeline.targets(frame, pipeline.encode(frame).contexts), "target")
     for split in ("train", "valid") if bound.stream is None else ("valid",):
-        if split in bound.splits and bound.splits[split].height:
-            encoded = pipeline.encode(bound.splits[split])
-            arrays[split] = encoded.arrays, pipeline.targets(bound.splits[split], encoded.contexts)
+        if split in frames and frames[split].height:
+            encoded = pipeline.encode(frames[split])
+            arrays[split] = encoded.arrays, pipeline.targets(frames[split], encoded.contexts)
     weights = _weights(bound)
+    if owner is not None:  # a document counts once, however many slices it has
+        share = 1 / np.bincount(owner)[owner].astype(np.float32)
+        weights = share if weights is None else weights[owner] * share
     began = time.monotonic()
     graphs: dict[str, Graph]
+    beside: dict[str, str | bytes] = {}
     if choice.estimator:
         from modelyard.verbs.train import fit_estimator
         from modelyard.verbs.train.weights import row_weights
 
+        learner.only_nets(choice.estimator, config)
         weights = row_weights(config, pipeline, arrays["train"][1], weights)
         section, graphs, stored = fit_estimator.fit(
             choice, pipeline, arrays["train"], arrays.get("valid"), weights=weights, seed=config.seed, budget_s=config.budget,
@@ -244,20 +263,35 @@ def _fit_one(bound: Bound, choice: Choice, job: _Job, target: Path, checkpoints:
     else:
         from modelyard.runtime.backends.torch import graphs as torch_graphs
         from modelyard.verbs.train import fit_net
+        from modelyard.verbs.train.watch import watcher
 
         spec, families = fit_net.describe(choice, pipeline, bound.rows["train"])
         section, network, parameters, result, used, origins = fit_net.fit(
             spec, families, pipeline, bound.tasks, arrays["train"], arrays.get("valid"), config, weights=weights,
             folder=checkpoints, resume=job.resume, events=job.run.event, stop=job.stop, progress=job.progress, device=job.device,
+            judge=watcher(bound, config), rows=frames if bound.stream is None and owner is None else None,
         )  # fmt: skip
-        graphs, stored = torch_graphs(network), {}
+        graphs, stored, beside = torch_graphs(network), {}, fit_net.beside(network, pipeline)
+        if alone := fit_net.alone(network, target):
+            section, parameters = {**section, **alone}, {}
         training = {
             "seconds": result.seconds, "steps": result.steps, "epochs": result.epochs, "stopped": result.stopped,
             "best_epoch": result.best_epoch + 1, "settings": {k: getattr(used, k.split(".")[1]) for k in origins}, "origins": origins,
             "parameters": sum(p.numel() for p in network.parameters()),
         }  # fmt: skip
     facts = {"training": training, "seed": config.seed}
-    return save(target, job.name, bound, section, graphs, parameters, stored, facts, config), facts
+    return save(target, job.name, bound, section, graphs, parameters, stored, facts, config, beside=beside), facts
+
+
+def _read_frames(bound: Bound) -> tuple[dict[str, pl.DataFrame], np.ndarray | None]:
+    """(training and validation rows as the model reads them, the example of each training row): examples themselves, or their slices."""
+    module = registry.load("data/frames", bound.frame["name"])
+    kept: dict[str, pl.DataFrame] = {s: bound.splits[s] for s in ("train", "valid") if s in bound.splits}
+    if not hasattr(module, "cut"):
+        return kept, None
+    config = module.Config(**bound.frame["config"])
+    found = {s: module.cut(frame, config) for s, frame in kept.items()}
+    return {s: frame for s, (frame, _) in found.items()}, found["train"][1]
 
 
 def _yaml(resolved: Mapping[str, Any]) -> str:
@@ -299,7 +333,6 @@ def _judge(
 
     judged_by, run = judged_by or Judged(), job.run
     model = Model.load(folder, trust_code=True)
-    parity = model.replay()
     splits = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height]
     if known:
         bound, answers = _out_of_fold(bound, known, model)
@@ -312,7 +345,7 @@ def _judge(
     gate = gates(metrics[next(s for s in ("test", "valid", "train") if s in metrics)], judged_by.gate)
     run.write("metrics.json", metrics)
     run.update(
-        state="interrupted" if job.stop.is_set() else "finished", finished=now(), version=model.version, parity=parity.to_json(),
+        state="interrupted" if job.stop.is_set() else "finished", finished=now(), version=model.version, parity=model.parity and model.parity.to_json(),
         training=facts["training"], model=_about(model, facts), data=_data(bound), facts={"version": model.version}, gate=gate,
         **({"leaderboard": facts["leaderboard"]} if "leaderboard" in facts else {}),
         **({"promises": model.manifest["promises"]} if model.manifest.get("promises") else {}),

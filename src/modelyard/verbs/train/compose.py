@@ -46,7 +46,7 @@ def compose(
         "versions": versions(),
         **facts,
     }
-    whole = Composite(target, manifest, pipeline, {}, "composite", "unsaved", list(parts.values()))
+    whole = Composite(target, manifest, pipeline, {}, "composite", "unsaved", parts=list(parts.values()))
     if bound is not None and config is not None:
         manifest["post"], told = calibrate.promise(whole, bound, config, held)
         manifest |= told

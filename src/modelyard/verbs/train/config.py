@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from modelyard.settings import Between, Duration
+from modelyard.verbs.train.methods import DpoConfig, GrpoConfig, KtoConfig, LoraConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,11 @@ class TrainConfig:
     """Passes over the training examples at most."""
     batch: Annotated[int, Between(1)] | None = None
     """Examples of one step."""
+    batch_tokens: Annotated[int, Between(1)] | None = None
+    """Tokens of one step, inputs and outputs together: as many texts of like length as have about so many, instead of `batch`."""
+    pack: bool | None = None
+    """Of texts that are written: true packs several into a row, false gives each its own; without it a corpus is cut into blocks of equal
+    length and answers have a row each."""
     lr: Annotated[float, Between(0, 100)] | None = None
     """Learning rate (the peak, for schedules that move it)."""
     optimiser: Literal["adamw", "adam", "sgd", "muon"] | None = None
@@ -54,6 +60,25 @@ class TrainConfig:
     """`standard`, `none`, or a map of image operations (crop, flip, rotate, cutout …)."""
     mixup: Annotated[float, Between(0, 10)] | None = None
     """alpha of Beta(alpha, alpha) for mix-up of images; 0 is off."""
+    freeze: int | str | list[str] | None = None
+    """What does not learn: encoders (feature extraction: only fusion and heads do), a number (so many of the lowest layers), or names of
+    modules such as encoders.text.embeddings. For nets."""
+    unfreeze: Annotated[int, Between(1)] | None = None
+    """Gradual unfreezing: the heads learn first, and every so many epochs one layer more from the top. For nets."""
+    layer_decay: Annotated[float, Between(0.01, 1)] | None = None
+    """Each layer learns at this share of the rate of the one above it (0.38 is Howard & Ruder's 1/2.6); 1 is the same rate for all. For nets."""
+    lora: LoraConfig | None = None
+    """Small matrices learn beside those of a base, which stay as they are (LoRA, DoRA, QLoRA); `{}` takes the defaults."""
+    dpo: DpoConfig | None = None
+    """Goes on from a base with pairs of a better and a worse answer (direct preference optimisation)."""
+    kto: KtoConfig | None = None
+    """Goes on from a base with answers marked good or bad."""
+    grpo: GrpoConfig | None = None
+    """Goes on from a base with answers that it writes itself and that a rule rewards."""
+    temperature: Annotated[float, Between(0.001, 10)] | None = None
+    """Of contrastive losses: similarities are divided by it; without it 0.05."""
+    mask: Annotated[float, Between(0.01, 0.9)] = 0.15
+    """Share of the tokens that fill-mask chooses in every epoch: 80 % of them are hidden, 10 % replaced, 10 % stay."""
     balance: Literal["over", "under", "smote"] | None = None
     """Rows of rare labels repeated or made up (SMOTE), or of frequent ones left out: of the training rows alone, after the split and in
     every fold. Scores then lean to the rare labels; class_weights does so without made rows."""
@@ -63,8 +88,9 @@ class TrainConfig:
     """output → weight of its loss in a net with several outputs; those not named weigh 1."""
     class_weights: Literal["balanced"] | dict[str, float] | None = None
     """balanced, or label → weight: rare labels count more in the loss. Estimators weigh the rows of the label."""
-    loss: Literal["focal"] | None = None
-    """focal lets sure examples count less (Lin et al. 2017), for labels and label sets in nets; without it cross-entropy."""
+    loss: Literal["focal", "crf", "cross-entropy"] | None = None
+    """focal lets sure examples count less (Lin et al. 2017), for labels and label sets in nets; without it cross-entropy. Tags: crf learns what
+    follows what (the default), cross-entropy decides each word for itself."""
     gamma: Annotated[float, Between(0, 10)] = 2.0
     """Of the focal loss: 0 is cross-entropy."""
     calibration: Literal["none", "temperature", "platt", "isotonic", "auto"] = "none"
@@ -85,11 +111,14 @@ class TrainConfig:
     ema: Annotated[float, Between(0, 0.99999)] | None = None
     """Decay of the running average of the weights that is evaluated and saved; 0 is off."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """auto takes bfloat16 where the hardware computes in it."""
+    """auto takes bfloat16 where the hardware computes in it: on GPUs, and on CPUs with AVX-512 BF16 or AMX for wide language models."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile; auto: on a GPU only, since it costs half a minute at the start."""
     patience: Annotated[int, Between(0)] | None = None
     """Epochs without a better validation loss after which training stops; 0 never stops."""
+    watch: str | None = None
+    """A metric of the validation rows (entity_f1, output.metric) that patience, the plateau and the choice of the best epoch go by, instead of
+    the loss. For nets."""
     seed: Annotated[int, Between(0, 2**31)] = 0
     """Of weights, order, dropout and augmentation."""
     threads: Annotated[int, Between(1)] | None = None

@@ -169,7 +169,18 @@ def _config(module: ModuleType, options: Mapping[str, Any], where: str) -> Any:
         config = config[0]
     if problems:
         raise ConfigError(f"the model section has {len(problems)} mistake(s)", problems)
-    return config
+    return module.settled(config) if hasattr(module, "settled") else config
+
+
+NETS_ONLY = ("freeze", "unfreeze", "layer_decay")
+"""Settings of training that go by the layers of a net."""
+
+
+def only_nets(name: str, config: Any) -> None:
+    """Raises `Unsupported` where settings that need layers are given to an estimator."""
+    asked = [f"train.{s}" for s in NETS_ONLY if getattr(config, s) is not None]
+    if asked:
+        raise Unsupported(f"{', '.join(asked)} is for nets, and {name} has no layers; leave it out or choose a net", "never")
 
 
 def _can_predict(name: str, module: ModuleType, pipeline: Pipeline) -> None:
@@ -201,6 +212,11 @@ def set_encodings(choice: Choice, pipeline: Pipeline) -> None:
         if wanted and column.encoding not in wanted:
             column.encoding = wanted[0]
             column.config = column.coder.Config()
+        if choice.nets:
+            net = choice.nets[TABLE if column.rules.scalar else column.name]
+            module = registry.load("nets", net["name"])
+            if hasattr(module, "encoding"):  # a base fixes how its column is read
+                column.config = module.encoding(net["config"], column.config)
 
 
 def _wanted(choice: Choice, column: Column) -> list[str]:

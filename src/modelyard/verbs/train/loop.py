@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from modelyard.data.batches import Batch, Batches
+from modelyard.data.blocks import Blocks
 from modelyard.errors import ArtefactError
 from modelyard.nets._network import MEMBERS
 from modelyard.store import checkpoint
@@ -32,6 +33,8 @@ from modelyard.verbs.train.optimisers import factor, make
 Loss = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 Augment = Callable[[dict[str, torch.Tensor], np.ndarray, int], tuple[dict[str, torch.Tensor], Any]]
 """(inputs, example ids, epoch) -> (inputs, mix): `mix` has `partner_B` and `weight_B`, or is None."""
+Rewrite = Callable[[Batch, int | None], Batch]
+"""(batch, epoch) -> the batch with other inputs and targets; epoch None in a validation, which is the same each time."""
 
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 3
 """`schedule: plateau`: the rate is cut to 0.3 after three epochs without a better validation loss."""
@@ -145,18 +148,20 @@ class Fit:
     """State of one run: network, optimiser, averages, position, history."""
 
     def __init__(
-        self, network: nn.Module, terms: Sequence[Term], train: Batches, valid: Batches | None, config: TrainConfig, *,
+        self, network: nn.Module, terms: Sequence[Term], train: Batches | Blocks, valid: Batches | Blocks | None, config: TrainConfig, *,
         augment: Augment | None = None, device: str = "cpu", judge: Callable[[nn.Module], float] | None = None,
+        rewrite: Rewrite | None = None, before: Callable[[int], None] | None = None,
     ) -> None:
-        """`judge` gives what early stopping and the plateau watch instead of the validation loss; lower is better."""
+        """`judge` gives what early stopping and the plateau watch instead of the validation loss; lower is better. `before` is called
+        with each epoch before its steps (what is frozen changes there)."""
         self.network, self.terms, self.train, self.valid, self.config = network.to(device), list(terms), train, valid, config
-        self.augment, self.device, self.judge = augment, device, judge
+        self.augment, self.device, self.judge, self.rewrite, self.before = augment, device, judge, rewrite, before
         self.optimiser = make(network, config)
         self.guard = Guard(network)
         self.matrices = [p for p in self.guard.parameters if p.ndim > 1]
         self.step, self.steps = 0, max(1, train.steps * int(config.epochs or 1))
         self.best, self.best_epoch, self.stale, self.plateau = math.inf, -1, 0, 1.0
-        self.averaged = {k: v.detach().clone() for k, v in network.state_dict().items()} if config.ema else None
+        self.averaged = {k: v.detach().clone() for k, v in self.state().items()} if config.ema else None
         self.kept: dict[str, torch.Tensor] | None = None
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
@@ -167,12 +172,20 @@ class Fit:
         """weight / units on the device, of the batch sizes that came."""
         self.running = [0.0] * (2 * len(self.terms))
         """Σ w·value of each term in the epoch so far, then Σ w·units."""
-        # bf16 pays only where it is computed natively: AVX2 CPUs emulate it
-        native = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
-        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and native)
+        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and native_bfloat16(device, network))
         compiled = config.compile is True or (config.compile == "auto" and device.startswith("cuda"))
         self.forward: Callable[..., dict[str, torch.Tensor]] = torch.compile(network) if compiled else network
         self.sees_targets = bool(getattr(network, "sees_targets", False))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What training changes of the network: all of it, or the entries that it names as `moving` (adapters beside a frozen base)."""
+        whole = self.network.state_dict()
+        moving = getattr(self.network, "moving", None)
+        return whole if moving is None else {k: whole[k] for k in sorted(moving)}
+
+    def put(self, state: Mapping[str, torch.Tensor]) -> None:
+        """The other way round."""
+        self.network.load_state_dict(dict(state), strict=getattr(self.network, "moving", None) is None)
 
     # -- one step -------------------------------------------------------------------------------------------------------
 
@@ -181,8 +194,9 @@ class Fit:
         self._seed()
         rate = float(self.config.lr or 0) * factor(self.config, self.step, self.steps) * self.plateau
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)
         self.guard.remember()
+        batch = batch if self.rewrite is None else self.rewrite(batch, epoch)
         totals = self._backward(batch, epoch)
         norm, found = self.guard.facts([*totals.values, *totals.units])
         if not (math.isfinite(norm) and all(map(math.isfinite, found))):
@@ -282,7 +296,7 @@ class Fit:
         """Running average of the weights (Polyak & Juditsky 1992); counters are copied."""
         assert self.averaged is not None
         decay = min(float(self.config.ema or 0), (1 + self.step) / (10 + self.step))  # the start is forgotten quickly
-        now = self.network.state_dict()
+        now = self.state()
         floats = [k for k, v in self.averaged.items() if v.is_floating_point()]
         torch._foreach_lerp_([self.averaged[k] for k in floats], [now[k] for k in floats], 1 - decay)
         for name in self.averaged.keys() - set(floats):
@@ -308,6 +322,8 @@ class Fit:
         self.network.train()
         while not self.stopped and self.step < self.steps and not stop.is_set():
             epoch, at = divmod(self.step, self.train.steps)
+            if self.before is not None:
+                self.before(epoch)
             for batch in self.train.epoch(epoch, at):
                 self.running = [a + b for a, b in zip(self.running, self.update(batch, epoch), strict=True)]
                 ended = self.step % self.train.steps == 0 or self.step >= self.steps
@@ -337,7 +353,7 @@ class Fit:
         self.running = [0.0] * (2 * count)
         self.guard.weights(self.step)
         entry: dict[str, Any] = {
-            "event": "epoch", "epoch": epoch + 1, "step": self.step, "steps": self.steps, "loss": loss, "lr": self.optimiser.param_groups[0]["lr"],
+            "event": "epoch", "epoch": epoch + 1, "step": self.step, "steps": self.steps, "loss": loss, "lr": self.optimiser.param_groups[-1]["lr"],
             "seconds": round(self.seconds, 3),
         }  # fmt: skip
         judged = loss
@@ -348,7 +364,7 @@ class Fit:
                 judged = entry["judged"] = float(self.judge(self.network))
         if judged < self.best:
             self.best, self.best_epoch, self.stale = judged, epoch, 0
-            if self.config.patience or self.config.schedule == "plateau":
+            if self.config.patience or self.config.schedule == "plateau" or self.judge is not None:
                 self.kept = {k: v.detach().clone() for k, v in self._current().items()}
         else:
             self.stale += 1
@@ -363,14 +379,14 @@ class Fit:
         """The weights that would be saved (the average, where one is kept), in evaluation mode."""
         own, was = None, self.network.training
         if self.averaged is not None:
-            own = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-            self.network.load_state_dict(self.averaged)
+            own = {k: v.detach().clone() for k, v in self.state().items()}
+            self.put(self.averaged)
         self.network.eval()
         try:
             yield
         finally:
             if own is not None:
-                self.network.load_state_dict(own)
+                self.put(own)
             self.network.train(was)
 
     def validate(self) -> float:
@@ -380,17 +396,17 @@ class Fit:
         totals = [0.0] * (2 * count)
         with self._saved_weights(), torch.no_grad():
             for batch in self.valid.epoch(0):
-                found = list(self._terms(batch))
+                found = list(self._terms(batch if self.rewrite is None else self.rewrite(batch, None)))
                 sums = torch.stack([*(v.sum() for v, _ in found), *(w.sum() for _, w in found)]).tolist()
                 totals = [a + b for a, b in zip(totals, sums, strict=True)]
         pairs = zip(self.terms, totals[:count], totals[count:], strict=True)
         return float(sum(t.weight * value / max(unit, 1e-12) for t, value, unit in pairs))
 
     def _current(self) -> dict[str, torch.Tensor]:
-        return self.averaged if self.averaged is not None else self.network.state_dict()
+        return self.averaged if self.averaged is not None else self.state()
 
     def _install(self) -> None:
-        self.network.load_state_dict(self.kept if self.kept is not None else dict(self._current()))
+        self.put(self.kept if self.kept is not None else self._current())
         self.network.eval()
 
     # -- time budget ----------------------------------------------------------------------------------------------------
@@ -429,9 +445,11 @@ class Fit:
     def _affordable(self, began: float) -> int:
         """Steps that fit into the budget, from the speed of a few on a copy of the state (20 of them, 3 s or 5 % at most)."""
         budget = float(self.config.budget or 0)
-        before = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        before = {k: v.detach().clone() for k, v in self.state().items()}
         averaged = None if self.averaged is None else {k: v.clone() for k, v in self.averaged.items()}
         self.network.train()
+        if self.before is not None:
+            self.before(0)
         times: list[float] = []
         for batch in self.train.epoch(0):
             start = time.monotonic()
@@ -446,7 +464,7 @@ class Fit:
             start = time.monotonic()
             self.validate()
             check = time.monotonic() - start
-        self.network.load_state_dict(before)
+        self.put(before)
         self.averaged, self.step = averaged, 0
         self.optimiser = make(self.network, self.config)
         left = (1 - RESERVE) * budget - (time.monotonic() - began)
@@ -458,7 +476,7 @@ class Fit:
     def _save(self, folder: Path, began: float) -> None:
         self.seconds = time.monotonic() - began
         self.guard.weights(self.step)
-        arrays = {f"net/{k}": _array(v) for k, v in self.network.state_dict().items()}
+        arrays = {f"net/{k}": _array(v) for k, v in self.state().items()}
         for name, group in (("ema", self.averaged), ("best", self.kept)):
             arrays |= {f"{name}/{k}": _array(v) for k, v in (group or {}).items()}
         plain: dict[str, float] = {}
@@ -489,7 +507,7 @@ class Fit:
         pick = lambda prefix: {  # noqa: E731
             k.removeprefix(prefix): torch.from_numpy(v.copy()).to(self.device) for k, v in arrays.items() if k.startswith(prefix)
         }
-        self.network.load_state_dict(pick("net/"))
+        self.put(pick("net/"))
         self.averaged = pick("ema/") or self.averaged
         self.kept = pick("best/") or None
         state: dict[int, dict[str, Any]] = {}
@@ -509,6 +527,15 @@ class Fit:
             torch.set_num_threads(meta["threads"])  # the order of sums depends on it
         events({"event": "resume", "step": self.step, "notes": notes})
         return True
+
+
+def native_bfloat16(device: str, network: nn.Module) -> bool:
+    """Whether bfloat16 is computed natively there and pays: always on such an accelerator; on a CPU with those instructions for nets
+    that say so (`bfloat16_on_cpu`), since small ones lose more by casting than products gain. AVX2 CPUs emulate it, nine times slower."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = torch.cpu.get_capabilities() if device == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(getattr(network, "bfloat16_on_cpu", False) and (known.get("avx512_bf16") or known.get("amx_bf16")))
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

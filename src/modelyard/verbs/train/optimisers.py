@@ -13,29 +13,54 @@ from modelyard.verbs.train.config import TrainConfig
 
 
 def make(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser with two groups: matrices decay, biases and normalisation do not."""
+    """The optimiser with two groups: matrices decay, biases and normalisation do not; with `train.layer_decay` two for each rate."""
     matrices = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
     vectors = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    if config.layer_decay is not None and config.layer_decay < 1:
+        groups = _by_depth(network, groups, config.layer_decay)
     groups = [g for g in groups if g["params"]]
     lr = float(config.lr or 0)
     if config.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
     if config.optimiser == "muon":
-        return Muon(groups, lr=lr, momentum=config.momentum)
+        return Muon(_apart(network, groups), lr=lr, momentum=config.momentum)
     cls = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
     return cls(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+
+
+def _apart(network: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups with what is no map between hidden states (tables of embeddings, the matrix onto a vocabulary, vectors) marked `plain`."""
+    tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+    tables |= {id(m.weight) for name, m in network.named_modules() if name.endswith("lm_head") and isinstance(m, nn.Linear)}
+    plain = lambda p: p.ndim <= 1 or id(p) in tables  # noqa: E731
+    found = [{**g, "params": [p for p in g["params"] if plain(p) == side], "plain": side} for g in groups for side in (False, True)]
+    return [g for g in found if g["params"]]
+
+
+def _by_depth(network: nn.Module, groups: list[dict[str, Any]], decay: float) -> list[dict[str, Any]]:
+    """The groups divided by the factor of their rate, `scale`, from the lowest layer up."""
+    from modelyard.verbs.train.layer_decay import scales
+
+    found = scales(network, decay)
+    return [
+        {**group, "params": [p for p in group["params"] if found[id(p)] == scale], "scale": scale}
+        for scale in sorted(set(found.values()))
+        for group in groups
+    ]
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrix steps are orthogonalised by five Newton-Schulz iterations, in float32 (Jordan et al. 2024).
 
-    torch's own Muon computes them in bfloat16, which CPUs without that unit emulate nine times slower. Vectors take the
-    sign-free momentum step at a tenth of the rate.
+    torch's own Muon computes them in bfloat16, which CPUs without that unit emulate nine times slower. Parameters of groups marked
+    `plain` take steps of Adam at a tenth of the rate.
     """
 
+    BETAS, EPS, SHARE = (0.9, 0.99), 1e-8, 0.1
+
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "plain": False})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -44,17 +69,28 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                moving = state["momentum"].mul_(group["momentum"]).add_(p.grad)
-                update = p.grad + group["momentum"] * moving
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                if p.ndim > 1:
-                    flat = update.reshape(len(update), -1)
-                    p.add_(orthogonal(flat).reshape(p.shape), alpha=-group["lr"] * max(1.0, flat.shape[0] / flat.shape[1]) ** 0.5)
-                else:
-                    p.add_(update, alpha=-0.1 * group["lr"])
+                p.mul_(1 - group["lr"] * group["weight_decay"] * (self.SHARE if group["plain"] else 1.0))
+                self._adam(p, group["lr"] * self.SHARE) if group["plain"] or p.ndim < 2 else self._turned(p, group["lr"], group["momentum"])
+
+    def _turned(self, p: torch.Tensor, lr: float, momentum: float) -> None:
+        state = self.state[p]
+        if not state:
+            state["momentum"] = torch.zeros_like(p)
+        assert p.grad is not None
+        moving = state["momentum"].mul_(momentum).add_(p.grad)
+        flat = (p.grad + momentum * moving).reshape(len(p), -1)
+        p.add_(orthogonal(flat).reshape(p.shape), alpha=-lr * max(1.0, flat.shape[0] / flat.shape[1]) ** 0.5)
+
+    def _adam(self, p: torch.Tensor, lr: float) -> None:
+        state = self.state[p]
+        if not state:
+            state.update({"step": torch.zeros(()), "mean": torch.zeros_like(p), "square": torch.zeros_like(p)})
+        assert p.grad is not None
+        (a, b), step = self.BETAS, state["step"].add_(1).item()
+        state["mean"].lerp_(p.grad, 1 - a)
+        state["square"].mul_(b).addcmul_(p.grad, p.grad, value=1 - b)
+        spread = (state["square"] / (1 - b**step)).sqrt_().add_(self.EPS)
+        p.addcdiv_(state["mean"], spread, value=-lr / (1 - a**step))
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from modelyard.data.source import TABLES_OR_PATH, open_source
 from modelyard.errors import ArtefactError, ConfigError, GateFailed, Problem, Unsupported, UsageError
 from modelyard.store import atomic
 from modelyard.store.run import Run, now
-from modelyard.tasks._binding import Bound, bind
+from modelyard.tasks._binding import Bound, bind, of_texts
 from modelyard.verbs.train import conclude
 from modelyard.verbs.tune import Config, Tuned, _space
 from modelyard.verbs.tune._engines import Engine, Here, Job, Workers
@@ -63,7 +63,7 @@ class Search:
         self.space = _space.read(self.config.search, base, project.origins)
         runs = project.base / "runs"
         run = _find(runs, resume) if resume else None
-        source = None if project.data.env or project.data.stream else open_source(project.data, project.base)
+        source = None if project.data.env or project.data.stream else open_source(project.data, project.base, texts=of_texts(project.task))
         self.bound = bind(project.data, project.task, project.base, seed=train.seed, source=source)
         for note in self.bound.notes:
             self.say(note)
@@ -411,7 +411,8 @@ def aim(bound: Bound, wanted: str | None, judged: list[str] | None) -> tuple[str
     if column.kind not in metric.kinds:
         message = f"{name} is for {' and '.join(metric.kinds)} outputs; {column.name} is of kind {column.kind}"
         raise ConfigError("tune.metric does not apply", [Problem(message, "tune.metric", f"Use one of {', '.join(scoring.names(column.kind))}.")])
-    if column.name not in bound.splits["valid"].columns and metric.needs != "features":
+    brings = bound.tasks[column.name].examine is not None  # its truth is no column
+    if column.name not in bound.splits["valid"].columns and metric.needs != "features" and not brings:
         reason = f"{metric.name} compares answers with known ones, and the data has no column {column.name}; name a target column, or a metric that needs none"
         raise Unsupported(reason, "needs")
     return column.name, name if "/" in name else metric.name, metric.better

@@ -39,6 +39,23 @@ function text(value) {
   return isObject(value) ? JSON.stringify(value) : six(value);
 }
 
+// the words that the server will see: a text is cut at blanks, Han characters one by one
+const HAN = "\\u3005\\u3007\\u3400-\\u4dbf\\u4e00-\\u9fff\\uf900-\\ufaff\\u{20000}-\\u{323af}";
+const UNIT = new RegExp(`[${HAN}]|[^\\s${HAN}]+`, "gu");
+const wordsOf = (value) => (Array.isArray(value) ? value.map(String) : String(value ?? "").match(UNIT) || []);
+
+// a sentence with its entities marked and named
+function marked(words, entities) {
+  const found = [];
+  let at = 0;
+  for (const e of entities) {
+    if (e.start > at) found.push(`${words.slice(at, e.start).join(" ")} `);
+    found.push(make("mark", {}, e.text, make("sub", {}, e.type)), " ");
+    at = e.end;
+  }
+  return [...found, words.slice(at).join(" ")];
+}
+
 function bars(scores, chosen) {
   const sorted = Object.entries(scores).sort((a, b) => b[1] - a[1]);
   return sorted.slice(0, BARS).map(([label, score]) => make("div", { class: chosen.includes(label) ? "bar chosen" : "bar" },
@@ -61,8 +78,11 @@ function show() {
   const answer = whole(last.answer);
   for (const name of outputs()) {
     const value = answer[name], low = answer[`${name}.low`], high = answer[`${name}.high`], set = answer[`${name}.set`], scores = answer[`${name}.scores`];
-    const part = make("div", { class: "output" }, make("div", { class: "soft" }, name), make("div", { class: "big" }, text(value)));
+    const entities = answer[`${name}.entities`], of = model.signature.outputs.find((o) => o.name === name).of;
+    const told = Array.isArray(entities) && of ? marked(wordsOf(last.row[of]), entities) : [text(value)];
+    const part = make("div", { class: "output" }, make("div", { class: "soft" }, name), make("div", { class: "big" }, ...told));
     box.append(part);
+    if (Array.isArray(entities)) part.append(make("p", { class: "soft small" }, text(value)));
     if (typeof low === "number") part.append(make("p", { class: "soft" }, `${say("from")} ${six(low)} ${say("to")} ${six(high)}`));
     if (set) part.append(make("p", { class: "soft" }, `{ ${text(set)} }`));
     if (isObject(scores)) part.append(...bars(scores, Array.isArray(value) ? value : [String(value)]));
@@ -73,10 +93,10 @@ function show() {
 async function predict(event) {
   if (event) event.preventDefault();
   snippet();
-  const began = performance.now();
+  const began = performance.now(), asked = row();
   try {
-    const [answer] = await ask([row()]);
-    last = { answer, milliseconds: performance.now() - began };
+    const [answer] = await ask([asked]);
+    last = { answer, row: asked, milliseconds: performance.now() - began };
   } catch (error) { last = { message: error.message }; }
   show();
   $("answer").scrollIntoView({ block: "nearest" });
@@ -119,7 +139,8 @@ function cells(answer) {
   if (wrong) return [make("td", { class: "bad", colspan: outputs().length }, `${wrong.column} ${wrong.reason}`)];
   const found = whole(answer);
   return outputs().map((name) => {
-    const value = found[name], scores = found[`${name}.scores`];
+    const value = found[name], scores = found[`${name}.scores`], entities = found[`${name}.entities`];
+    if (Array.isArray(entities)) return make("td", {}, entities.map((e) => `${e.text} (${e.type})`).join(", ") || "—");
     const top = isObject(scores) && !Array.isArray(value) && typeof scores[value] === "number" ? ` (${(100 * scores[value]).toFixed(1)} %)` : "";
     return make("td", {}, `${text(value)}${top}`);
   });
@@ -154,20 +175,25 @@ function python(v) {
   return /[\ud800-\udfff\u2028\u2029]/.test(v) ? `"${[...v].map((c) => (c.codePointAt(0) > 0xffff ? `\\U${c.codePointAt(0).toString(16).padStart(8, "0")}` : ascii(c).slice(1, -1))).join("")}"` : JSON.stringify(v);
 }
 
-function curl(json) {
-  const head = `curl -sS '${url().replaceAll("'", "%27")}' -H 'Content-Type: application/json'${needsToken ? ' -H "Authorization: Bearer $MODELYARD_TOKEN"' : ""}`;
+const curl = (json) => curlFor(url(), json);
+function curlFor(address, json) {
+  const head = `curl -sS '${address.replaceAll("'", "%27")}' -H 'Content-Type: application/json'${needsToken ? ' -H "Authorization: Bearer $MODELYARD_TOKEN"' : ""}`;
   if (new TextEncoder().encode(json).length > model.argument) return `${head} --data-binary @- <<'JSON'\n${json}\nJSON`;
   return `${head} -d '${json.replaceAll("'", "'\\''")}'`;
 }
 
-function snippet() {
+function rowSnippets() {
   const asked = body([row()]), json = JSON.stringify(asked);
   const bearer = needsToken ? ', "Authorization": "Bearer " + os.environ["MODELYARD_TOKEN"]' : "";
-  snippets = {
+  return {
     curl: curl(json),
     Python: `import json\n${needsToken ? "import os\n" : ""}import urllib.request\n\nbody = ${python(asked)}\nheaders = {"Content-Type": "application/json"${bearer}}\nrequest = urllib.request.Request(${python(url())}, json.dumps(body).encode(), headers)\nwith urllib.request.urlopen(request) as response:\n    print(json.load(response)["predictions"])`,
     JavaScript: `const response = await fetch(${JSON.stringify(url())}, {\n  method: "POST",\n  headers: { "Content-Type": "application/json"${needsToken ? ', Authorization: `Bearer ${token}`' : ""} },\n  body: JSON.stringify(${json}),\n});\nconsole.log((await response.json()).predictions);`,
   };
+}
+
+function snippet() {
+  snippets = model.chat && !$("rows").open ? chatSnippets() : rowSnippets();
   for (const button of document.querySelectorAll(".tabs button")) {
     button.setAttribute("aria-selected", String(button.textContent === tab));
     button.tabIndex = button.textContent === tab ? 0 : -1;
@@ -233,6 +259,11 @@ function build() {
   $("run-batch").addEventListener("click", batch);
   $("fill-batch").addEventListener("click", () => { $("batch").value = model.examples.slice(0, 5).map((r) => JSON.stringify(r)).join("\n"); });
   $("app").hidden = false;
+  if (model.chat) {
+    $("rows").querySelector("summary").hidden = false;
+    $("rows").addEventListener("toggle", snippet);
+    chatStart();
+  }
   words();
   fill(model.examples[0]);
 }

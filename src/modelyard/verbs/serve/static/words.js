@@ -8,7 +8,9 @@ const WORDS = {
     unreachable: "The server does not answer.", missing: "(missing)", other: "(another value …)", token: "This server asks for a token",
     open: "Open", params: "Parameters", range: "seen in training", drop: "Choose a picture or drop one here", labels_hint: "one label a line",
     wrong_json: "line {n} is not JSON", shown: "{n} of {all} rows are shown", took: "answered in", none: "none", from: "from", to: "to",
-    other_value: "another value", theme: { auto: "Auto", light: "Light", dark: "Dark" },
+    other_value: "another value", conversation: "Conversation", chat_empty: "Say something to the model.", chat_hint: "Your message",
+    send: "Send", stop: "Stop", anew: "New conversation", system: "What the model is told first", user: "you", assistant: "model",
+    speed: "{n} tokens in {s} s", rows: "One row at a time", theme: { auto: "Auto", light: "Light", dark: "Dark" },
   },
   zh: {
     version: "版本", predict: "预测", another: "换一个示例", empty: "填写各项后点击“预测”。", batch: "批量预测",
@@ -17,7 +19,9 @@ const WORDS = {
     unreachable: "服务器没有响应。", missing: "（缺失）", other: "（其他值……）", token: "此服务器需要令牌",
     open: "打开", params: "参数", range: "训练数据范围", drop: "选择图片，或拖放到此处", labels_hint: "每行一个标签",
     wrong_json: "第 {n} 行不是 JSON", shown: "显示 {all} 行中的 {n} 行", took: "用时", none: "无", from: "从", to: "到",
-    other_value: "其他值", theme: { auto: "自动", light: "浅色", dark: "深色" },
+    other_value: "其他值", conversation: "对话", chat_empty: "对模型说点什么吧。", chat_hint: "输入消息",
+    send: "发送", stop: "停止", anew: "新对话", system: "系统提示", user: "我", assistant: "模型",
+    speed: "{n} 个词元，用时 {s} 秒", rows: "逐条预测", theme: { auto: "自动", light: "浅色", dark: "深色" },
   },
 };
 const THEMES = ["auto", "light", "dark"];

@@ -1,0 +1,190 @@
+"""Open Inference Protocol v2 over HTTP: named tensors in and out, as JSON or in the binary form that `tritonclient` sends.
+
+Every input column is a tensor of shape `[rows]` or `[rows, 1]`: numbers as FP and INT types, texts, labels, dates and pictures as BYTES
+(UTF-8, or the file itself), lists as BYTES holding JSON. An output `y` is a tensor `[rows]`; `y.scores` has shape `[rows, labels]`. The
+protocol has no error of a row: where rows fail there is an output `error` with a sentence for each of them, and "" for the others.
+
+https://github.com/kserve/open-inference-protocol, with its extension for binary data.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from modelyard.runtime.answers import Field
+from modelyard.runtime.model import Model
+from modelyard.verbs.serve.body import ROWS, Refused
+
+TYPES = {
+    "BOOL": np.bool_, "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64, "INT8": np.int8, "INT16": np.int16,
+    "INT32": np.int32, "INT64": np.int64, "FP16": np.float16, "FP32": np.float32, "FP64": np.float64,
+}  # fmt: skip
+WRITTEN = {"number": "FP64", "cluster": "INT64", "timestamp": "BYTES"}
+"""Types of answers by kind; BYTES otherwise."""
+
+
+def metadata(model: Model, name: str) -> dict[str, Any]:
+    """What `GET /v2/models/NAME` answers."""
+    inputs = [{"name": f.name, "datatype": _datatype(f), "shape": [-1]} for f in model.signature.inputs]
+    outputs: list[dict[str, Any]] = []
+    for field in model.signature.outputs:
+        outputs.append({"name": field.name, "datatype": _datatype(field), "shape": [-1]})
+        if field.kind in ("category", "label-set") and field.labels:
+            outputs.append({"name": f"{field.name}.scores", "datatype": "FP32", "shape": [-1, len(field.labels)], "parameters": {"labels": field.labels}})
+    return {"name": name, "versions": [model.version], "platform": f"modelyard_{model.backend}", "inputs": inputs, "outputs": outputs}
+
+
+def _datatype(field: Field) -> str:
+    return WRITTEN.get(field.kind, "BYTES")
+
+
+def rows_of(raw: bytes, header: str, fields: Sequence[Field]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(rows, the request) of a body; `header` is `Inference-Header-Content-Length` where binary tensors follow the JSON.
+
+    Raises `Refused` with every mistake of the request.
+    """
+    size = len(raw)
+    if header:
+        if not header.isdecimal() or int(header) > len(raw):
+            raise Refused(400, f"Inference-Header-Content-Length is {header[:40]!r}; the body has {len(raw)} bytes")
+        size = int(header)
+    try:
+        asked = json.loads(raw[:size].decode("utf-8"))
+        tensors = asked["inputs"]
+        named = {t["name"]: t for t in tensors}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Refused(400, f'the body is no inference request ({str(error)[:80]}); send {{"inputs": [{{"name", "shape", "datatype", "data"}}]}}') from None
+    known = {f.name: f for f in fields}
+    mistakes = [f"{name!r} is no input" for name in named if name not in known]
+    mistakes += ["a tensor comes twice"] * (len(named) < len(tensors))
+    columns: dict[str, list[Any]] = {}
+    rest = memoryview(raw)[size:]
+    for tensor in tensors:
+        try:
+            count = tensor.get("parameters", {}).get("binary_data_size") if isinstance(tensor.get("parameters", {}), dict) else None
+            piece = None
+            if count is not None:
+                if not isinstance(count, int) or not 0 <= count <= len(rest):
+                    raise ValueError(f"binary_data_size is {count!r} and {len(rest)} bytes are left")
+                piece, rest = rest[:count], rest[count:]
+            columns[tensor["name"]] = _values(tensor, piece, known[tensor["name"]].kind if tensor["name"] in known else "")
+        except (ValueError, KeyError, TypeError, struct.error, OverflowError) as error:
+            mistakes.append(f"{str(tensor.get('name'))[:80]!r}: {str(error)[:120]}")
+    if len(rest):
+        mistakes.append(f"{len(rest)} bytes follow the last tensor")
+    if len({len(v) for v in columns.values()}) > 1:
+        mistakes.append("the tensors have different numbers of rows: " + ", ".join(f"{k} {len(v)}" for k, v in columns.items()))
+    if mistakes:
+        raise Refused(400, "; ".join(mistakes[:10]))
+    height = len(next(iter(columns.values()), []))
+    if height > ROWS:
+        raise Refused(413, f"{height} rows came; at most {ROWS} are answered at once")
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)], asked
+
+
+def _values(tensor: Mapping[str, Any], piece: memoryview | None, kind: str) -> list[Any]:
+    shape, datatype = tensor["shape"], tensor["datatype"]
+    if not isinstance(shape, list) or not shape or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
+        raise ValueError(f"shape is {shape!r}; expected [rows] or [rows, 1]")
+    if len(shape) > 2 or shape[1:] not in ([], [1]):
+        raise ValueError(f"shape is {shape}; a column is [rows] or [rows, 1]")
+    if datatype != "BYTES" and datatype not in TYPES:
+        raise ValueError(f"datatype is {datatype!r}; expected BYTES, {', '.join(TYPES)}")
+    if piece is not None:
+        found = _texts(piece) if datatype == "BYTES" else np.frombuffer(piece, TYPES[datatype]).tolist()
+    else:
+        found = [v[0] if isinstance(v, list) and len(v) == 1 else v for v in tensor["data"]]
+        if datatype != "BYTES":
+            found = [_number(v, datatype) for v in found]
+    if len(found) != shape[0]:
+        raise ValueError(f"{len(found)} values came for the shape {shape}")
+    if datatype == "BYTES":
+        return [_text(v, kind) for v in found]
+    return [None if isinstance(v, float) and v != v else v for v in found]  # NaN is a missing number
+
+
+def _number(value: Any, datatype: str) -> Any:
+    if value is None or (isinstance(value, bool) and datatype == "BOOL"):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no {datatype}")
+    return value
+
+
+def _texts(piece: memoryview) -> list[bytes]:
+    """Elements of a binary BYTES tensor: each its length in four bytes (little-endian), then itself."""
+    found, at = [], 0
+    while at < len(piece):
+        (size,) = struct.unpack_from("<I", piece, at)
+        if at + 4 + size > len(piece):
+            raise ValueError("a text is longer than the bytes that are left")
+        found.append(bytes(piece[at + 4 : at + 4 + size]))
+        at += 4 + size
+    return found
+
+
+def _text(value: Any, kind: str) -> Any:
+    if isinstance(value, bytes):
+        if kind == "image":
+            return base64.b64encode(value).decode("ascii")
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError:
+            raise ValueError("a text is not UTF-8") from None
+    if kind in ("label-set", "words", "messages") and isinstance(value, str) and value.startswith("["):
+        return json.loads(value)
+    return value
+
+
+def answer(answers: Sequence[Mapping[str, Any]], asked: Mapping[str, Any], model: Model, name: str) -> tuple[bytes, int | None]:
+    """(body, length of its JSON where binary tensors follow) of the answers to the rows.
+
+    Raises `Refused` where outputs are asked for that the model has not.
+    """
+    failed = [a["error"] if set(a) == {"error"} else None for a in answers]
+    tensors: dict[str, tuple[str, list[int], list[Any]]] = {}
+    for field in model.signature.outputs:
+        values = [None if bad else a.get(field.name) for a, bad in zip(answers, failed, strict=True)]
+        tensors[field.name] = (_datatype(field), [len(values)], values)
+        scores = [None if bad else a.get(f"{field.name}.scores") for a, bad in zip(answers, failed, strict=True)]
+        if field.labels and any(s is not None for s in scores):
+            flat = [0.0 if s is None else s[label] for s in scores for label in field.labels]
+            tensors[f"{field.name}.scores"] = ("FP32", [len(values), len(field.labels)], flat)
+    if any(failed):
+        tensors["error"] = ("BYTES", [len(answers)], ["" if bad is None else f"{bad['column']} {bad['reason']}".strip() for bad in failed])
+    wanted = asked.get("outputs") or [{"name": n} for n in tensors]
+    if unknown := [str(w.get("name"))[:80] for w in wanted if w.get("name") not in tensors]:
+        raise Refused(400, f"no output {', '.join(unknown)}; there is {', '.join(tensors)}")
+    if any(failed) and asked.get("outputs") and "error" not in {w["name"] for w in wanted}:
+        wanted = [*wanted, {"name": "error"}]
+    whole = bool((asked.get("parameters") or {}).get("binary_data_output", False))
+    entries, pieces = [], []
+    for want in wanted:
+        datatype, shape, values = tensors[want["name"]]
+        entry: dict[str, Any] = {"name": want["name"], "datatype": datatype, "shape": shape}
+        if (want.get("parameters") or {}).get("binary_data", whole):
+            pieces.append(_packed(datatype, values))
+            entry["parameters"] = {"binary_data_size": len(pieces[-1])}
+        else:
+            entry["data"] = [_told(v) for v in values] if datatype == "BYTES" else [0 if v is None else v for v in values]
+        entries.append(entry)
+    found = {"model_name": name, "model_version": model.version, **({"id": asked["id"]} if "id" in asked else {}), "outputs": entries}
+    head = json.dumps(found, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    return b"".join([head, *pieces]), len(head) if pieces else None
+
+
+def _told(value: Any) -> str:
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _packed(datatype: str, values: Sequence[Any]) -> bytes:
+    if datatype != "BYTES":
+        return np.array([0 if v is None else v for v in values], TYPES[datatype]).tobytes()
+    texts = [_told(v).encode("utf-8") for v in values]
+    return b"".join(struct.pack("<I", len(t)) + t for t in texts)
