@@ -18,8 +18,10 @@ import pytest
 
 import modelyard
 from modelyard.errors import UsageError
+from modelyard.store import keys as keys_file
+from modelyard.store.keys import ROLES
 from modelyard.verbs.serve import OidcConfig, Server, access
-from modelyard.verbs.serve.access import RIGHTS, ROLES, Access, Caller, Keys
+from modelyard.verbs.serve.access import RIGHTS, Access, Caller, Keys
 from modelyard.verbs.serve.app import Service
 from modelyard.verbs.serve.body import Refused
 
@@ -62,8 +64,8 @@ def predict(server: Server, key: str | None, name: str = "one") -> int:
 def test_every_address_has_a_right_and_the_table_is_what_it_says(folders: dict[str, str], tmp_path: Path) -> None:
     """Route × role over HTTP: every route of the application with every role, with a role for another model, and without."""
     path = tmp_path / "keys.json"
-    keys = {role: access.create(path, role, {"one": role})[1] for role in ROLES}
-    keys |= {f"{role} of all": access.create(path, role, {"*": role})[1] for role in ROLES} | {"other": access.create(path, "x", {"two": "admin"})[1]}
+    keys = {role: keys_file.create(path, role, {"one": role})[1] for role in ROLES}
+    keys |= {f"{role} of all": keys_file.create(path, role, {"*": role})[1] for role in ROLES} | {"other": keys_file.create(path, "x", {"two": "admin"})[1]}
     labels: dict[str, str] = {}
     original = Service._route
 
@@ -98,7 +100,7 @@ def test_a_label_that_is_not_listed_is_closed_to_all() -> None:
 
 def test_models_are_seen_and_asked_by_those_who_may(folders: dict[str, str], tmp_path: Path) -> None:
     path, log = tmp_path / "keys.json", tmp_path / "log.jsonl"
-    one, both = access.create(path, "ann", {"one": "caller"})[1], access.create(path, "bob", {"*": ["reader", "caller"]})[1]
+    one, both = keys_file.create(path, "ann", {"one": "caller"})[1], keys_file.create(path, "bob", {"*": ["reader", "caller"]})[1]
     with modelyard.serve(models=folders, keys=str(path), log=str(log)) as server:
         assert [predict(server, one), predict(server, one, "two"), predict(server, both, "two"), predict(server, None)] == [200, 403, 200, 401]
         assert [m["id"] for m in ask(server, "/v1/models", one)[1]["data"]] == ["one"]
@@ -113,7 +115,7 @@ def test_models_are_seen_and_asked_by_those_who_may(folders: dict[str, str], tmp
 
 def test_a_shadow_is_asked_only_what_was_let_in(folders: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
-    key = access.create(path, "ann", {"a": "caller"}, rate=5.0)[1]
+    key = keys_file.create(path, "ann", {"a": "caller"}, rate=5.0)[1]
     with modelyard.serve(models={"a": {"champion": folders["one"], "shadow": folders["two"]}}, keys=str(path)) as server:
         found = [predict(server, k, "a") for k in [None, "wrong", *[key] * 5]]
         shadow = server.fleet.endpoints["a"].shadow
@@ -128,14 +130,14 @@ def test_a_shadow_is_asked_only_what_was_let_in(folders: dict[str, str], tmp_pat
 def test_keys_live_as_long_as_the_file_says(folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access, "STALE", 0.0)
     path = tmp_path / "keys.json"
-    (number, first), (_, soon) = access.create(path, "a", {"*": "caller"}), access.create(path, "b", {"*": "caller"}, expires=time.time() + 0.6)
+    (number, first), (_, soon) = keys_file.create(path, "a", {"*": "caller"}), keys_file.create(path, "b", {"*": "caller"}, expires=time.time() + 0.6)
     assert path.stat().st_mode & 0o077 == 0 and first not in path.read_text(encoding="utf-8")
     with modelyard.serve(folders["one"], name="one", keys=str(path)) as server:
         assert [predict(server, k) for k in (first, soon, first[:-1] + "A", first.upper(), f"{first} ", "my_", None)] == [200, 200, 401, 401, 200, 401, 401]
-        access.write(path, [e for e in access.entries_of(path) if e["id"] != number])
+        keys_file.write(path, [e for e in keys_file.entries_of(path) if e["id"] != number])
         time.sleep(0.7)
         assert [predict(server, first), predict(server, soon)] == [401, 401]
-        new = access.create(path, "c", {"*": "caller"})[1]
+        new = keys_file.create(path, "c", {"*": "caller"})[1]
         assert predict(server, new) == 200
         path.write_text("{", encoding="utf-8")
         assert predict(server, new) == 401  # a broken file lets nobody in
@@ -198,7 +200,7 @@ def test_a_plain_server_needs_no_key_on_this_machine_and_one_beyond(folders: dic
         assert predict(server, None) == 200
     with pytest.raises(UsageError, match="say who they are"):
         modelyard.serve(folders["one"], host="0.0.0.0")
-    access.create(tmp_path / "keys.json", "a", {"*": "caller"})
+    keys_file.create(tmp_path / "keys.json", "a", {"*": "caller"})
     with modelyard.serve(folders["one"], name="one", host="0.0.0.0", keys=str(tmp_path / "keys.json")) as server:
         assert predict(server, None) == 401
 

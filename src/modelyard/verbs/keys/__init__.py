@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from modelyard.errors import Problem, UsageError
 from modelyard.options import Options
 from modelyard.settings import Between, Duration, parse
+from modelyard.store import keys
 
 NEEDS_PROJECT = False
 
@@ -77,41 +78,37 @@ class Listing:
 
 def run(project: None, *, model: str | None, options: Options) -> Created | Listing:
     """Raises `UsageError` with every mistake."""
-    from modelyard.verbs.serve import access
-
     args, values = options.args or ["list"], dict(options.values)
     path = Path(str(values.pop("path", "keys.json")))
     if args[0] == "create" and len(args) == 1:
         return _create(path, values)
     if values or args[0] not in ("list", "revoke") or len(args) != (2 if args[0] == "revoke" else 1):
         raise UsageError("keys takes: create name=NAME [role= models= rate= expires=], list, or revoke ID; each with path=FILE")
-    entries = access.entries_of(path) if path.exists() else []
+    entries = keys.entries_of(path) if path.exists() else []
     if args[0] == "revoke":
         if args[1] not in [e["id"] for e in entries]:
             raise UsageError(f"{path} has no key {args[1]}; there are {', '.join(e['id'] for e in entries) or 'none'}")
         entries = [e for e in entries if e["id"] != args[1]]
-        access.write(path, entries)
+        keys.write(path, entries)
     shown = [{k: v for k, v in e.items() if k != "sha256"} for e in entries]
     return Listing(str(path), shown, args[1] if args[0] == "revoke" else None)
 
 
 def _create(path: Path, values: dict[str, Any]) -> Created:
-    from modelyard.verbs.serve import access
-
     problems: list[Problem] = []
     unknown = sorted(set(values) - {"name", "role", "models", "rate", "expires"})
     problems += [Problem("is no key of keys create; expected name, role, models, rate, expires", key) for key in unknown]
     name = values.get("name")
     if not isinstance(name, str) or not name.strip():
         problems.append(Problem("who gets it? write name=NAME", "name"))
-    models = values.get("models", access.EVERY)
+    models = values.get("models", keys.EVERY)
     models = [m.strip() for m in models.split(",")] if isinstance(models, str) else [str(m) for m in models]
     role = values.get("role", "caller")
     roles = dict.fromkeys(models, role)
-    problems += [Problem(text, "role") for text in access.wrong_roles(roles)]
+    problems += [Problem(text, "role") for text in keys.wrong_roles(roles)]
     limits = parse(Limits, {k: values[k] for k in ("rate", "expires") if k in values}, "", problems)
     if problems:
         raise UsageError(f"{len(problems)} setting(s) of keys create are wrong", problems)
     ends = None if limits.expires is None else round(time.time() + limits.expires)
-    number, key = access.create(path, str(name), roles, limits.rate, ends)
+    number, key = keys.create(path, str(name), roles, limits.rate, ends)
     return Created(number, key, str(path))

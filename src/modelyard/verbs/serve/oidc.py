@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from modelyard.errors import MissingExtra, Problem, UsageError
-from modelyard.verbs.serve.access import Caller, roles_of, wrong_roles
+from modelyard.store.keys import roles_of, wrong_roles
+from modelyard.verbs.serve.access import Caller
 from modelyard.verbs.serve.body import Refused
 
 if TYPE_CHECKING:
