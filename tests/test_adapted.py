@@ -124,7 +124,6 @@ def test_encoders_take_adapters_too(tmp_path: Path) -> None:
     fit(tmp_path, rows, words, "encoder", task="classification", target="label", epochs=1)
     settings = {"task": "classification", "target": "label", "epochs": 2, "lr": 1e-2}
     found = fit(tmp_path, rows, {"name": "bert", "base": "runs/encoder-0001"}, "tuned", lora=LoraConfig(rank=4), **settings)
-    model = Model.load(found.model)
     config = json.loads((found.model / "adapter" / _adapters.CONFIG).read_text(encoding="utf-8"))
     assert config["modules_to_save"] == ["classifier", "pooler"]
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "runs/encoder-0001/model")
@@ -133,8 +132,6 @@ def test_encoders_take_adapters_too(tmp_path: Path) -> None:
     theirs = peft.PeftModel.from_pretrained(plain, found.model / "adapter").eval()
     merged = transformers.AutoModelForSequenceClassification.from_pretrained(found.model).eval()
     assert torch.allclose(theirs(tokens).logits, merged(tokens).logits, atol=1e-5) and (before - merged(tokens).logits).abs().max() > 1e-2
-    made = export(found.model, "onnx")
-    assert Model.load(made.folder).predict(rows[:5]).to_json()[0]["label"] == model.predict(rows[:5]).to_json()[0]["label"]
     with pytest.raises(Unsupported, match="a head beside it"):
         fit(tmp_path, rows, {"name": "bert", "base": "runs/encoder-0001"}, "alone", lora=LoraConfig(rank=4, merge=False), **settings)
 
