@@ -143,6 +143,7 @@ RESULTS: dict[str, tuple[str, ...]] = {
     "runs": ("modelyard.verbs.runs:Listing", "modelyard.verbs.runs:Comparison"),
     "doctor": ("modelyard.verbs.doctor:Findings",),
     "chat": ("modelyard.verbs.chat:Talked",),
+    "models": ("modelyard.verbs.models:Told",),
     "keys": ("modelyard.verbs.keys:Created", "modelyard.verbs.keys:Listing"),
 }
 """What each verb returns (`serve` prints one line and does not end)."""

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from modelyard.errors import Unsupported
+from modelyard.estimators._onnx import Nodes
 from modelyard.kinds._contract import Array, Head, Part
 
 ALARMS = 0.01
@@ -135,7 +136,7 @@ def detector(learn: Callable[..., Any], measure: Callable[..., np.ndarray], node
             return None
         made = Graph()
         score = nodes(made, made.matrix(state.space), state)
-        return None if score is None else made.model(made.standard(score, state.scale), state.alarms, state.key, inputs)
+        return None if score is None else made.alarm(made.standard(score, state.scale), state.alarms, state.key, inputs)
 
     return fit, apply, graph
 
@@ -152,35 +153,11 @@ def sample(rows: int, most: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(rows)[:most])
 
 
-
-
-class Graph:
-    """Collects ONNX nodes; everything is computed in float64, as NumPy does here."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-
-    def constant(self, value: Any, dtype: Any = np.float64) -> str:
-        """The name of a constant."""
-        from onnx import numpy_helper
-
-        name = f"constant{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(np.asarray(value, dtype)).reshape(np.shape(value)), name))
-        return name
-
-    def node(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """The name of the node's output."""
-        from onnx import helper
-
-        name = f"{op.lower()}{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
-        return name
+class Graph(Nodes):
+    """ONNX nodes of a detector; everything is computed in float64, as NumPy does here."""
 
     def matrix(self, space: Space) -> str:
         """`matrix` as float64 (B, width)."""
-        from onnx import TensorProto
-
         blocks = ["table.numbers"] if space.numbers else []
         if space.rarity:
             widest = max(len(t) for t in space.rarity)
@@ -190,7 +167,7 @@ class Graph:
             at = self.node("Add", ids, self.constant(np.arange(len(rows)) * widest, np.int32))
             blocks.append(self.node("Gather", self.constant(rows.reshape(-1), np.float32), at))
         joined = self.node("Concat", *blocks, axis=1) if len(blocks) > 1 else blocks[0]
-        return self.node("Cast", joined, to=TensorProto.DOUBLE)
+        return self.cast(joined, "float64")
 
     def standard(self, score: str, scale: Scale) -> str:
         """`standard` of a (B,) score."""
@@ -198,12 +175,8 @@ class Graph:
         z = self.node("Div", shifted, self.constant(scale.spread))
         return self.node("Min", self.node("Max", z, self.constant(-CEILING)), self.constant(CEILING))
 
-    def model(self, z: str, alarms: float, key: str, inputs: Mapping[str, Any]) -> Any:
+    def alarm(self, z: str, alarms: float, key: str, inputs: Mapping[str, Any]) -> Any:
         """The ONNX model whose output `key` (B, 2) is `logits` of the (B,) value `z`."""
-        from onnx import TensorProto
-
-        from modelyard.estimators._features import onnx_model
-
         scaled = self.node("Mul", z, self.constant(LOGISTIC))
         # log(1 + e^x) = max(x, 0) + log(1 + e^-|x|)
         small = self.node("Log", self.node("Add", self.constant(1.0), self.node("Exp", self.node("Neg", self.node("Abs", scaled)))))
@@ -211,7 +184,5 @@ class Graph:
         margin = self.node("Add", soft, self.constant(np.log(alarms)))
         column = self.node("Unsqueeze", margin, self.constant([1], np.int64))
         both = self.node("Mul", column, self.constant([[-0.5, 0.5]]))
-        from onnx import helper
-
-        self.nodes.append(helper.make_node("Cast", [both], [key], to=TensorProto.FLOAT))
-        return onnx_model(self.nodes, self.constants, inputs, {key: 2}, ml=any(n.domain == "ai.onnx.ml" for n in self.nodes))
+        self.cast(both, "float32", out=key)
+        return self.model(inputs, {key: 2})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from modelyard.estimators._onnx import Nodes
 from modelyard.kinds._contract import Array, Ragged
 
 
@@ -108,26 +109,12 @@ def _add_padded(out: np.ndarray, grams_BL: np.ndarray, values_BL: np.ndarray, ta
         out[low : low + 64] += np.einsum("bl,blk->bk", values, table_DK[np.minimum(ids, len(table_DK) - 1)])
 
 
-def onnx_linear(layout: Layout, weights_DK: np.ndarray, bias_K: np.ndarray, output: str, tag: str) -> tuple[list[Any], list[Any]]:
-    """(nodes, initializers) that compute `linear` as ONNX; inputs keep the names of the graph inputs."""
-    from onnx import helper, numpy_helper
-
-    nodes: list[Any] = []
-    constants: list[Any] = []
+def onnx_linear(g: Nodes, layout: Layout, weights_DK: np.ndarray, bias_K: np.ndarray, out: str = "") -> str:
+    """The nodes that compute `linear`; the name of their output, `out` where it is given."""
     terms: list[str] = []
-
-    def constant(name: str, value: np.ndarray) -> str:
-        constants.append(numpy_helper.from_array(np.ascontiguousarray(value), f"{tag}_{name}"))
-        return f"{tag}_{name}"
-
-    def node(op: str, ins: Sequence[str], out: str, **attributes: Any) -> str:
-        nodes.append(helper.make_node(op, list(ins), [f"{tag}_{out}"], **attributes))
-        return f"{tag}_{out}"
-
     start = 0
     if layout.numbers:
-        table = constant("numbers", weights_DK[: layout.numbers].astype(np.float32))
-        terms.append(node("MatMul", ["table.numbers", table], "numbers_sum"))
+        terms.append(g.node("MatMul", "table.numbers", g.constant(weights_DK[: layout.numbers], np.float32)))
         start = layout.numbers
     if layout.cardinalities:
         # one table for all columns; each gets a zero row for ids that training never saw
@@ -138,38 +125,17 @@ def onnx_linear(layout: Layout, weights_DK: np.ndarray, bias_K: np.ndarray, outp
             rows += [weights_DK[start : start + size], np.zeros((1, weights_DK.shape[1]), weights_DK.dtype)]
             position += size + 1
             start += size
-        capped = node("Min", ["table.categories", constant("caps", np.array(layout.cardinalities, np.int32))], "capped")
-        ids = node("Add", [capped, constant("offsets", np.array(offsets, np.int32))], "ids")
-        looked = node("Gather", [constant("rows", np.concatenate(rows).astype(np.float32)), ids], "looked", axis=0)
-        terms.append(node("ReduceSum", [looked, constant("axis", np.array([1], np.int64))], "categories_sum", keepdims=0))
-    for i, (name, size) in enumerate(zip(layout.grams, layout.gram_sizes, strict=True)):
+        capped = g.node("Min", "table.categories", g.constant(layout.cardinalities, np.int32))
+        ids = g.node("Add", capped, g.constant(offsets, np.int32))
+        looked = g.node("Gather", g.constant(np.concatenate(rows), np.float32), ids, axis=0)
+        terms.append(g.node("ReduceSum", looked, g.constant([1], np.int64), keepdims=0))
+    for name, size in zip(layout.grams, layout.gram_sizes, strict=True):
         table_rows = np.concatenate([weights_DK[start : start + size], np.zeros((1, weights_DK.shape[1]), weights_DK.dtype)])
-        capped = node("Min", [f"{name}.grams", constant(f"cap{i}", np.array(size, np.int32))], f"capped{i}")
-        looked = node("Gather", [constant(f"rows{i}", table_rows.astype(np.float32)), capped], f"looked{i}", axis=0)
-        weight = node("Unsqueeze", [f"{name}.weights", constant(f"last{i}", np.array([1], np.int64))], f"weight{i}")
-        product = node("MatMul", [weight, looked], f"product{i}")  # (B,1,L) @ (B,L,K)
-        terms.append(node("Squeeze", [product, constant(f"middle{i}", np.array([1], np.int64))], f"grams_sum{i}"))
+        capped = g.node("Min", f"{name}.grams", g.constant(size, np.int32))
+        looked = g.node("Gather", g.constant(table_rows, np.float32), capped, axis=0)
+        weight = g.node("Unsqueeze", f"{name}.weights", g.constant([1], np.int64))
+        product = g.node("MatMul", weight, looked)  # (B,1,L) @ (B,L,K)
+        terms.append(g.node("Squeeze", product, g.constant([1], np.int64)))
         start += size
-    total = terms[0] if len(terms) == 1 else node("Sum", terms, "sum")
-    nodes.append(helper.make_node("Add", [total, constant("bias", bias_K.astype(np.float32))], [output]))
-    return nodes, constants
-
-
-def onnx_model(nodes: list[Any], constants: list[Any], inputs: Mapping[str, Any], outputs: Mapping[str, int], ml: bool = False) -> Any:
-    """A checked ONNX model over graph inputs (name → Part) with outputs of `(batch, size)`."""
-    import onnx
-    from onnx import TensorProto, helper
-
-    types = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "int64": TensorProto.INT64, "uint8": TensorProto.UINT8}
-    used = {name for n in nodes for name in n.input}
-    ins = [
-        helper.make_tensor_value_info(name, types[part.dtype], ["batch", *("length" if s is None else s for s in part.shape)])
-        for name, part in inputs.items()
-        if name in used
-    ]
-    outs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size]) for name, size in outputs.items()]
-    graph = helper.make_graph(nodes, "modelyard", ins, outs, constants)
-    opsets = [helper.make_opsetid("", 18)] + ([helper.make_opsetid("ai.onnx.ml", 5)] if ml else [])
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10 if ml else 9)  # TreeEnsemble came with version 10
-    onnx.checker.check_model(model)
-    return model
+    total = terms[0] if len(terms) == 1 else g.node("Sum", *terms)
+    return g.node("Add", total, g.constant(bias_K, np.float32), out=out)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from modelyard.errors import DataError
+from modelyard.estimators._onnx import Nodes
 from modelyard.kinds._contract import Array, Part
 
 IDS = 256
@@ -74,6 +75,24 @@ def sampled(rows: int, most: int, weights: np.ndarray | None, seed: int) -> np.n
     return some if len(some) <= most else np.sort(np.random.default_rng(seed).permutation(some)[:most])
 
 
+@dataclass(frozen=True)
+class Sample:
+    """The rows that groups are made of."""
+
+    space: Space
+    points: np.ndarray
+    """(N, D) float64."""
+    of: int
+    """Rows that they were drawn from."""
+
+
+def sample_of(inputs: Mapping[str, Array], most: int, weights: np.ndarray | None, seed: int) -> Sample:
+    """At most `most` of the training rows as points; of `weights` only zeros count: such rows are left out."""
+    space = space_of(inputs)
+    x = points(inputs, space)
+    return Sample(space, x[sampled(len(x), most, weights, seed)], len(x))
+
+
 def by_size(labels_N: np.ndarray) -> np.ndarray:
     """The same groups numbered by falling size, so that a rerun gives the same names; noise stays -1."""
     found, index, counts = np.unique(labels_N, return_inverse=True, return_counts=True)
@@ -83,8 +102,9 @@ def by_size(labels_N: np.ndarray) -> np.ndarray:
     return np.where(labels_N < 0, -1, place[index])
 
 
-def silhouette(x_ND: np.ndarray, labels_N: np.ndarray, seed: int) -> float:
-    """Mean silhouette (Rousseeuw 1987) on up to 2,000 rows, in which noise counts 0; -1 with fewer than two groups."""
+def silhouette(x_ND: Any, labels_N: np.ndarray, seed: int) -> float:
+    """Mean silhouette (Rousseeuw 1987) on up to 2,000 rows of a matrix (or a sparse one), in which noise counts 0; -1 with fewer than two
+    groups."""
     from sklearn.metrics import silhouette_samples
 
     some = np.random.default_rng(seed).permutation(len(labels_N))[:SAMPLE]
@@ -177,89 +197,51 @@ def answers(distances_BK: np.ndarray, edge: float | None, output: str) -> dict[s
     return found
 
 
-class Nodes:
-    """A list of ONNX nodes and constants in the making."""
+class Groups(Nodes):
+    """ONNX nodes of a model that finds groups."""
 
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-
-    def add(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """A node with one output, whose name it returns."""
-        from onnx import helper
-
-        self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
-        return output
-
-    def constant(self, name: str, value: Any, dtype: Any = np.float64) -> str:
-        """A named array."""
-        from onnx import numpy_helper
-
-        self.constants.append(numpy_helper.from_array(np.array(value, dtype, order="C"), name))
-        return name
-
-    def points(self, space: Space) -> str:
+    def space(self, space: Space) -> str:
         """(B, D) float64: what `points` makes."""
-        from onnx import TensorProto
+        return self.points(bool(space.numbers), space.sizes, float(np.float32(np.sqrt(0.5))))
 
-        blocks = [self.add("Cast", ["table.numbers"], "numbers", to=TensorProto.DOUBLE)] if space.numbers else []
-        for i, size in enumerate(space.sizes):
-            one = np.eye(size, dtype=np.float32) * np.float32(np.sqrt(0.5))
-            column = self.add("Gather", ["table.categories", self.constant(f"column{i}", i, np.int64)], f"ids{i}", axis=1)
-            capped = self.add("Min", [column, self.constant(f"size{i}", size, np.int32)], f"capped{i}")
-            rows = self.constant(f"indicators{i}", np.concatenate([one, np.zeros((1, size), np.float32)]))
-            blocks.append(self.add("Gather", [rows, capped], f"block{i}", axis=0))
-        return self.add("Concat", blocks, "points", axis=1)
-
-    def groups(self, each: str, sizes: Sequence[int], op: str, rest: int = 0) -> str:
+    def by_group(self, each: str, sizes: Sequence[int], op: str, rest: int = 0) -> str:
         """(B, K): a reduction of `each` (B, N) over the columns of every group."""
-        from onnx import helper
-
-        names = [f"group{i}" for i in range(len(sizes) + bool(rest))]
-        lengths = self.constant("group_sizes", [*sizes, *([rest] if rest else [])], np.int64)
-        self.nodes.append(helper.make_node("Split", [each, lengths], names, axis=1))
-        axis = self.constant("group_axis", [1], np.int64)
-        reduced = [self.add(op, [n, axis], f"{n}_reduced", keepdims=1) for n in names[: len(sizes)]]
-        return self.add("Concat", reduced, "by_group", axis=1)
+        lengths = [*sizes, *([rest] if rest else [])]
+        parts = self.several("Split", each, self.constant(lengths, np.int64), count=len(lengths), axis=1)
+        axis = self.constant([1], np.int64)
+        return self.node("Concat", *(self.node(op, part, axis, keepdims=1) for part in parts[: len(sizes)]), axis=1)
 
     def finish(self, distances: str, edge: float | None, output: str, groups: int, inputs: Mapping[str, Part]) -> Any:
         """The model whose last steps are those of `answers`."""
-        from onnx import TensorProto
-
-        from modelyard.estimators._features import onnx_model
-
-        smallest = self.add("ReduceMin", [distances, self.constant("last_axis", [1], np.int64)], "smallest", keepdims=1)
+        smallest = self.node("ReduceMin", distances, self.constant([1], np.int64), keepdims=1)
         sizes = {f"{output}.distances": groups}
         if edge is not None:
-            smallest = self.add("Min", [smallest, self.constant("edge", edge)], "smallest_or_edge")
-            self.add("Cast", [self.add("Sub", ["edge", smallest], "to_edge")], f"{output}.noise", to=TensorProto.FLOAT)
+            far = self.constant(edge)
+            smallest = self.node("Min", smallest, far)
+            self.cast(self.node("Sub", far, smallest), "float32", out=f"{output}.noise")
             sizes[f"{output}.noise"] = 1
-        self.add("Cast", [self.add("Sub", [distances, smallest], "beyond")], f"{output}.distances", to=TensorProto.FLOAT)
-        return onnx_model(self.nodes, self.constants, inputs, sizes)
+        self.cast(self.node("Sub", distances, smallest), "float32", out=f"{output}.distances")
+        return self.model(inputs, sizes)
 
 
 def members_graph(state: Members, inputs: Mapping[str, Part]) -> Any:
     """`apply_members` as an ONNX model in float64."""
-    from onnx import helper
-
-    g = Nodes()
-    x = g.points(state.space)
+    g = Groups()
+    x = g.space(state.space)
     turned, lengths = state.wide
-    product = g.add("Add", [g.add("MatMul", [x, g.constant("turned", turned)], "product"), g.constant("lengths", lengths)], "partly")
-    own = g.add("ReduceSum", [g.add("Mul", [x, x], "squares"), g.constant("axis", [1], np.int64)], "own", keepdims=1)
-    squared = g.add("Max", [g.add("Add", [product, own], "squared"), g.constant("zero", 0.0)], "positive")
+    product = g.node("Add", g.node("MatMul", x, g.constant(turned)), g.constant(lengths))
+    own = g.node("ReduceSum", g.node("Mul", x, x), g.constant([1], np.int64), keepdims=1)
+    squared = g.node("Max", g.node("Add", product, own), g.constant(0.0))
     if state.crowd:
-        g.nodes.append(
-            helper.make_node("TopK", [squared, g.constant("crowd", [state.crowd], np.int64)], ["near", "where"], axis=1, largest=0, sorted=1)
-        )
-        nth = g.add("Gather", ["near", g.constant("nth", [state.crowd - 1], np.int64)], "nth_near", axis=1)
-        squared = g.add("Max", [squared, nth, g.constant("cores", state.cores**2)], "reachable")
+        near, _ = g.several("TopK", squared, g.constant([state.crowd], np.int64), count=2, axis=1, largest=0, sorted=1)
+        nth = g.node("Gather", near, g.constant([state.crowd - 1], np.int64), axis=1)
+        squared = g.node("Max", squared, nth, g.constant(state.cores**2))
     rest = len(state.points) - sum(state.sizes)
     if state.rule == "mean":
-        mean = g.groups(g.add("Sqrt", [squared], "far"), state.sizes, "ReduceMean", rest)
-        found = g.add("Mul", [mean, mean], "mean_squared")
+        mean = g.by_group(g.node("Sqrt", squared), state.sizes, "ReduceMean", rest)
+        found = g.node("Mul", mean, mean)
     else:
-        found = g.groups(squared, state.sizes, "ReduceMin" if state.rule == "nearest" else "ReduceMax", rest)
+        found = g.by_group(squared, state.sizes, "ReduceMin" if state.rule == "nearest" else "ReduceMax", rest)
     if state.reach:
-        found = g.add("Div", [found, g.constant("reach", np.array(state.reach) ** 2)], "relative")
+        found = g.node("Div", found, g.constant(np.array(state.reach) ** 2))
     return g.finish(found, 1.0 if state.reach else None, state.output, len(state.sizes), inputs)

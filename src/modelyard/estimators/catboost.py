@@ -23,6 +23,7 @@ from modelyard.errors import MissingExtra
 from modelyard.estimators import _forest
 from modelyard.estimators import forest as forests
 from modelyard.estimators._forest import Forest, rounded_down
+from modelyard.estimators._onnx import Nodes
 from modelyard.estimators.forest import features, lookup_nodes, lookups, sum_nodes, target_columns
 from modelyard.kinds._contract import Array, Head, Part
 from modelyard.settings import Between
@@ -204,20 +205,11 @@ def apply(inputs: Mapping[str, Array], state: State) -> dict[str, np.ndarray]:
 
 def graph(state: State, inputs: Mapping[str, Part]) -> Any:
     """Look-ups and one TreeEnsemble an output, in float64 up to the answer."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    from modelyard.estimators._features import onnx_model
-
-    nodes: list[Any] = []
-    constants: list[Any] = []
-    sizes: dict[str, int] = {}
-    for i, (key, forest) in enumerate(state.forests.items()):
-        wide = lookup_nodes(nodes, constants, i, state.numbers, state.sources[key], state.tables[key])
-        total = sum_nodes(nodes, constants, i, forest, wide)
+    g, sizes = Nodes(), {}
+    for key, forest in state.forests.items():
+        total = sum_nodes(g, forest, lookup_nodes(g, state.numbers, state.sources[key], state.tables[key]))
         sizes[key] = len(forest.base)
         if state.kinds[key] == "category" and sizes[key] == 1:
-            constants.append(numpy_helper.from_array(np.array([-0.5, 0.5]), f"half{i}"))
-            nodes.append(helper.make_node("Mul", [total, f"half{i}"], [f"logits{i}"]))
-            total, sizes[key] = f"logits{i}", 2
-        nodes.append(helper.make_node("Cast", [total], [key], to=TensorProto.FLOAT))
-    return onnx_model(nodes, constants, inputs, sizes, ml=True)
+            total, sizes[key] = g.node("Mul", total, g.constant([-0.5, 0.5])), 2
+        g.cast(total, "float32", out=key)
+    return g.model(inputs, sizes)

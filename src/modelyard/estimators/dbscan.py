@@ -18,7 +18,7 @@ import numpy as np
 
 from modelyard.data.nearest import nearest
 from modelyard.errors import DataError
-from modelyard.estimators._groups import Members, apply_members, by_size, members_graph, points, sampled, space_of, suggestion
+from modelyard.estimators._groups import Members, apply_members, by_size, members_graph, sample_of, suggestion
 from modelyard.kinds._contract import Array, Head
 from modelyard.settings import Between
 
@@ -55,13 +55,11 @@ def fit(
     Raises `DataError` where no row is a core."""
     from sklearn.cluster import DBSCAN
 
-    space = space_of(inputs)
-    x = points(inputs, space)
-    rows = sampled(len(x), config.rows, weights, seed)
-    sample = x[rows]
+    drawn = sample_of(inputs, config.rows, weights, seed)
+    space, sample = drawn.space, drawn.points
     columns = space.numbers + len(space.sizes)
-    asked = max(4, 2 * columns, len(rows) // 100) if config.min_rows == "auto" else config.min_rows
-    asked = min(asked, len(rows))
+    asked = max(4, 2 * columns, len(sample) // 100) if config.min_rows == "auto" else config.min_rows
+    asked = min(asked, len(sample))
     reach = knee(sample, asked) if config.reach == "auto" else float(config.reach)
     found = DBSCAN(eps=reach, min_samples=asked).fit(sample)
     cores = found.core_sample_indices_
@@ -75,7 +73,7 @@ def fit(
     facts = {"reach": reach, "min_rows": asked, "noise": float((labels < 0).mean())}
     if progress is not None:
         progress({"event": "groups", "groups": len(sizes), **facts})
-    why = suggestion("density", len(sizes), {}, len(rows), len(x), **facts)
+    why = suggestion("density", len(sizes), {}, len(sample), drawn.of, **facts)
     return Members(space, sample[order].astype(np.float32), sizes, "nearest", [reach] * len(sizes), output=heads[0].output, suggestion=why)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from modelyard.estimators import _forest
 from modelyard.estimators._forest import Forest, rounded_down
+from modelyard.estimators._onnx import Nodes
 from modelyard.kinds._contract import Array, Head, Part
 from modelyard.settings import Between
 
@@ -281,85 +282,48 @@ def join(states: list[State]) -> State:
 
 def graph(state: State, inputs: Mapping[str, Part]) -> Any:
     """Look-ups, one TreeEnsemble an output and the logarithm, in float64 up to the answer."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    from modelyard.estimators._features import onnx_model
-
-    nodes: list[Any] = []
-    constants: list[Any] = []
-    sizes: dict[str, int] = {}
-
-    def node(op: str, ins: list[str], out: str, **attributes: Any) -> str:
-        nodes.append(helper.make_node(op, ins, [out], **attributes))
-        return out
-
-    def constant(name: str, value: Any, dtype: Any) -> str:
-        constants.append(numpy_helper.from_array(np.asarray(value, dtype), name))
-        return name
-
-    for i, (key, forest) in enumerate(state.forests.items()):
+    g, sizes = Nodes(), {}
+    for key, forest in state.forests.items():
         kind, columns = state.kinds[key], len(forest.base)
-        wide = lookup_nodes(nodes, constants, i, state.numbers, state.sources[key], state.tables[key])
-        answer = mean = sum_nodes(nodes, constants, i, forest, wide)
+        answer = mean = sum_nodes(g, forest, lookup_nodes(g, state.numbers, state.sources[key], state.tables[key]))
         if kind != "number":
-            above = node("Max", [mean, constant(f"least{i}", SMALLEST, np.float64)], f"above{i}")
-            p = node("Min", [above, constant(f"most{i}", 1 - SMALLEST, np.float64)], f"p{i}")
-            not_p = node("Sub", [constant(f"one{i}", 1.0, np.float64), p], f"not{i}")
+            p = g.node("Min", g.node("Max", mean, g.constant(SMALLEST)), g.constant(1 - SMALLEST))
+            not_p = g.node("Sub", g.constant(1.0), p)
             if kind == "label-set":
-                p = node("Div", [p, not_p], f"odds{i}")
+                p = g.node("Div", p, not_p)
             elif columns == 1:
-                p, columns = node("Concat", [not_p, p], f"both{i}", axis=1), 2
-            answer = node("Log", [p], f"log{i}")
-        node("Cast", [answer], key, to=TensorProto.FLOAT)
+                p, columns = g.node("Concat", not_p, p, axis=1), 2
+            answer = g.node("Log", p)
+        g.cast(answer, "float32", out=key)
         sizes[key] = columns
-    return onnx_model(nodes, constants, inputs, sizes, ml=True)
+    return g.model(inputs, sizes)
 
 
-def lookup_nodes(nodes: list[Any], constants: list[Any], i: int, numbers: int, sources: np.ndarray, tables: np.ndarray) -> str:
-    """Appends what makes `features` in ONNX, of output number `i`; returns their name (float64)."""
-    from onnx import TensorProto, helper, numpy_helper
-
+def lookup_nodes(g: Nodes, numbers: int, sources: np.ndarray, tables: np.ndarray) -> str:
+    """What makes `features` in ONNX; its name (float64)."""
     blocks = ["table.numbers"] if numbers else []
     if len(sources):
-        starts = np.arange(len(sources)) * tables.shape[1]
-        for name, value in (("sources", sources.astype(np.int64)), ("last", np.array(tables.shape[1] - 1, np.int32)),
-                            ("starts", starts.astype(np.int32)), ("tables", tables.reshape(-1))):  # fmt: skip
-            constants.append(numpy_helper.from_array(value, f"{name}{i}"))
-        nodes += [
-            helper.make_node("Gather", ["table.categories", f"sources{i}"], [f"ids{i}"], axis=1),
-            helper.make_node("Min", [f"ids{i}", f"last{i}"], [f"capped{i}"]),
-            helper.make_node("Add", [f"capped{i}", f"starts{i}"], [f"places{i}"]),
-            helper.make_node("Gather", [f"tables{i}", f"places{i}"], [f"looked{i}"]),
-        ]
-        blocks.append(f"looked{i}")
-    nodes.append(helper.make_node("Concat", blocks, [f"joined{i}"], axis=1))
-    nodes.append(helper.make_node("Cast", [f"joined{i}"], [f"features{i}"], to=TensorProto.DOUBLE))
-    return f"features{i}"
+        ids = g.node("Gather", "table.categories", g.constant(sources, np.int64), axis=1)
+        capped = g.node("Min", ids, g.constant(tables.shape[1] - 1, np.int32))
+        places = g.node("Add", capped, g.constant(np.arange(len(sources)) * tables.shape[1], np.int32))
+        blocks.append(g.node("Gather", g.constant(tables.reshape(-1), tables.dtype), places))
+    return g.cast(g.node("Concat", *blocks, axis=1), "float64")
 
 
-def sum_nodes(nodes: list[Any], constants: list[Any], i: int, forest: Forest, wide: str) -> str:
-    """Appends the sum of the trees over the features named `wide`; returns its name, `(B, columns)` float64.
+def sum_nodes(g: Nodes, forest: Forest, wide: str) -> str:
+    """The sum of the trees over the features named `wide`; its name, `(B, columns)` float64.
 
     A tree with vector leaves gives the number of its leaf in a column of its own; the rows of those numbers are then summed.
     """
-    from onnx import TensorProto, helper, numpy_helper
-
     from modelyard.estimators.trees import ensemble
 
-    constants.append(numpy_helper.from_array(np.asarray(forest.base, np.float64), f"base{i}"))
     if not len(forest.leaves):
-        nodes.append(ensemble(forest, f"total{i}", wide))
+        total = g.keep(ensemble(forest, g.fresh("total"), wide))
     else:
-        constants.append(numpy_helper.from_array(forest.leaves, f"leaves{i}"))
-        constants.append(numpy_helper.from_array(np.array([1], np.int64), f"axis{i}"))
-        nodes += [
-            ensemble(_numbered(forest), f"rows{i}", wide),
-            helper.make_node("Cast", [f"rows{i}"], [f"numbers{i}"], to=TensorProto.INT64),
-            helper.make_node("Gather", [f"leaves{i}", f"numbers{i}"], [f"gathered{i}"], axis=0),
-            helper.make_node("ReduceSum", [f"gathered{i}", f"axis{i}"], [f"total{i}"], keepdims=0),
-        ]
-    nodes.append(helper.make_node("Add", [f"total{i}", f"base{i}"], [f"sum{i}"]))
-    return f"sum{i}"
+        numbers = g.cast(g.keep(ensemble(_numbered(forest), g.fresh("rows"), wide)), "int64")
+        gathered = g.node("Gather", g.constant(forest.leaves, forest.leaves.dtype), numbers, axis=0)
+        total = g.node("ReduceSum", gathered, g.constant([1], np.int64), keepdims=0)
+    return g.node("Add", total, g.constant(forest.base))
 
 
 def _numbered(forest: Forest) -> Forest:

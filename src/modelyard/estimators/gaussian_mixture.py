@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from modelyard.estimators._groups import MOST, Nodes, Space, answers, points, sampled, space_of, suggestion
+from modelyard.estimators._groups import MOST, Groups, Space, answers, points, sampled, space_of, suggestion
 from modelyard.kinds._contract import Array, Head, Part
 from modelyard.settings import Between
 
@@ -230,33 +230,26 @@ def apply(inputs: Mapping[str, Array], state: State) -> dict[str, np.ndarray]:
 
 def graph(state: State, inputs: Mapping[str, Part]) -> Any:
     """The same as an ONNX model, in float64."""
-    from onnx import TensorProto
-
-    g = Nodes()
+    g = Groups()
     k, d = state.means.shape
-    terms = [g.constant("bias", -state.bias[None])]
-    if state.space.numbers:
-        g.add("Cast", ["table.numbers"], "numbers", to=TensorProto.DOUBLE)
+    terms = [g.constant(-state.bias[None])]
+    numbers = g.cast("table.numbers", "float64") if state.space.numbers else ""
     if d:
-        normal = g.add("Gather", ["numbers", g.constant("columns", state.columns, np.int64)], "normal", axis=1)
-        product = g.add("MatMul", [normal, g.constant("whiten", np.concatenate(list(state.whiten), axis=1))], "product")
-        shift = g.constant("shift", np.concatenate([m @ w for m, w in zip(state.means, state.whiten, strict=True)]))
-        each = g.add("Reshape", [g.add("Sub", [product, shift], "white"), g.constant("shape", [-1, k, d], np.int64)], "by_k")
-        squared = g.add("ReduceSum", [g.add("Mul", [each, each], "squares"), g.constant("last", [2], np.int64)], "lengths", keepdims=0)
-        terms.append(g.add("Mul", [squared, g.constant("half", 0.5)], "half_lengths"))
+        normal = g.node("Gather", numbers, g.constant(state.columns, np.int64), axis=1)
+        product = g.node("MatMul", normal, g.constant(np.concatenate(list(state.whiten), axis=1)))
+        shift = g.constant(np.concatenate([m @ w for m, w in zip(state.means, state.whiten, strict=True)]))
+        each = g.node("Reshape", g.node("Sub", product, shift), g.constant([-1, k, d], np.int64))
+        squared = g.node("ReduceSum", g.node("Mul", each, each), g.constant([2], np.int64), keepdims=0)
+        terms.append(g.node("Mul", squared, g.constant(0.5)))
     if state.pairs:
-        chosen = g.add("Gather", ["numbers", g.constant("pairs", state.pairs, np.int64)], "chosen", axis=1)
-        moved = g.add("Sub", [chosen, g.constant("lows", state.lows)], "moved")
-        share = g.add("Div", [moved, g.constant("steps", state.steps)], "share")
-        above = g.add("Max", [share, g.constant("nought", 0.0)], "above")
-        upper = g.add("Min", [above, g.constant("one", 1.0)], "upper")
-        terms.append(g.add("MatMul", [upper, g.constant("odds", state.odds[0] - state.odds[1])], "pair_sum"))
-        terms.append(g.constant("odds_low", -state.odds[0].sum(0)[None]))
+        chosen = g.node("Gather", numbers, g.constant(state.pairs, np.int64), axis=1)
+        share = g.node("Div", g.node("Sub", chosen, g.constant(state.lows)), g.constant(state.steps))
+        upper = g.node("Min", g.node("Max", share, g.constant(0.0)), g.constant(1.0))
+        terms.append(g.node("MatMul", upper, g.constant(state.odds[0] - state.odds[1])))
+        terms.append(g.constant(-state.odds[0].sum(0)[None]))
     for i, table in enumerate(state.shares):
-        column = g.add("Gather", ["table.categories", g.constant(f"column{i}", i, np.int64)], f"ids{i}", axis=1)
-        capped = g.add("Min", [column, g.constant(f"cap{i}", len(table) - 1, np.int32)], f"capped{i}")
-        terms.append(g.add("Gather", [g.constant(f"table{i}", -table), capped], f"log{i}", axis=0))
-    total = g.add("Sum", terms, "total") if len(terms) > 1 else terms[0]
+        column = g.node("Gather", "table.categories", g.constant(i, np.int64), axis=1)
+        capped = g.node("Min", column, g.constant(len(table) - 1, np.int32))
+        terms.append(g.node("Gather", g.constant(-table), capped, axis=0))
+    total = g.node("Sum", *terms) if len(terms) > 1 else terms[0]
     return g.finish(total, None, state.output, k, inputs)
-
-

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from modelyard.errors import DataError
-from modelyard.estimators._groups import Nodes, Space, answers, by_size, points, sampled, silhouette, space_of, suggestion
+from modelyard.estimators._groups import Groups, Space, answers, by_size, points, sampled, silhouette, space_of, suggestion
 from modelyard.kinds._contract import Array, Head, Part
 from modelyard.settings import Between
 
@@ -159,12 +159,10 @@ def apply(inputs: Mapping[str, Array], state: State) -> dict[str, np.ndarray]:
 
 def graph(state: State, inputs: Mapping[str, Part]) -> Any:
     """The same as an ONNX model, in float64."""
-    g = Nodes()
-    product = g.add("MatMul", [g.points(state.space), g.constant("turn", state.turn)], "product")
-    moved = g.add("Add", [product, g.constant("shift", state.shift)], "moved")
-    above = g.add("Max", [moved, g.constant("lowest", -FARTHEST)], "above")
-    inside = g.add("Min", [above, g.constant("highest", FARTHEST)], "inside")
-    each = g.add("Unsqueeze", [inside, g.constant("middle_axis", [1], np.int64)], "each")
-    far = g.add("Abs", [g.add("Sub", [each, g.constant("middles", state.middles)], "differences")], "far")
-    largest = g.add("ReduceMax", [far, g.constant("coordinate_axis", [2], np.int64)], "largest", keepdims=0)
-    return g.finish(g.groups(largest, state.sizes, "ReduceMin"), 0.5, state.output, len(state.sizes), inputs)
+    g = Groups()
+    moved = g.node("Add", g.node("MatMul", g.space(state.space), g.constant(state.turn)), g.constant(state.shift))
+    inside = g.node("Min", g.node("Max", moved, g.constant(-FARTHEST)), g.constant(FARTHEST))
+    each = g.node("Unsqueeze", inside, g.constant([1], np.int64))
+    far = g.node("Abs", g.node("Sub", each, g.constant(state.middles)))
+    largest = g.node("ReduceMax", far, g.constant([2], np.int64), keepdims=0)
+    return g.finish(g.by_group(largest, state.sizes, "ReduceMin"), 0.5, state.output, len(state.sizes), inputs)

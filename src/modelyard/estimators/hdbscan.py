@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from modelyard.errors import DataError
-from modelyard.estimators._groups import BLOCK, Members, apply_members, by_size, members_graph, points, sampled, space_of, suggestion
+from modelyard.estimators._groups import BLOCK, Members, apply_members, by_size, members_graph, sample_of, suggestion
 from modelyard.kinds._contract import Array, Head
 from modelyard.settings import Between
 
@@ -53,14 +53,12 @@ def fit(
     Where there are no two groups, the one most crowded place is taken; `DataError` where there is none."""
     from sklearn.cluster import HDBSCAN
 
-    space = space_of(inputs)
-    x = points(inputs, space)
-    rows = sampled(len(x), config.rows, weights, seed)
-    sample = x[rows]
-    least = max(5, len(rows) // 100) if config.min_group == "auto" else config.min_group
+    drawn = sample_of(inputs, config.rows, weights, seed)
+    sample, rows = drawn.points, len(drawn.points)
+    least = max(5, rows // 100) if config.min_group == "auto" else config.min_group
     crowd = min(least, 10) if config.crowd == "auto" else config.crowd
-    least, crowd = min(least, len(rows)), min(crowd, len(rows))
-    labels = np.full(len(rows), -1)
+    least, crowd = min(least, rows), min(crowd, rows)
+    labels = np.full(rows, -1)
     for single in (False, True):
         if (labels < 0).all():
             labels = HDBSCAN(min_cluster_size=max(2, least), min_samples=crowd, allow_single_cluster=single, copy=True).fit(sample).labels_
@@ -70,10 +68,10 @@ def fit(
     order = np.argsort(np.where(labels < 0, labels.max() + 1, labels), kind="stable")
     sizes = np.bincount(labels[labels >= 0]).tolist()
     facts = {"min_rows": least, "noise": float((labels < 0).mean())}
-    state = Members(space, sample[order].astype(np.float32), sizes, crowd=crowd, output=heads[0].output)
+    state = Members(drawn.space, sample[order].astype(np.float32), sizes, crowd=crowd, output=heads[0].output)
     state.cores = _cores(state)
     state.reach = _births(state, labels[order])
-    state.suggestion = suggestion("density", len(sizes), {}, len(rows), len(x), **facts)
+    state.suggestion = suggestion("density", len(sizes), {}, rows, drawn.of, **facts)
     if progress is not None:
         progress({"event": "groups", "groups": len(sizes), **facts})
     return state

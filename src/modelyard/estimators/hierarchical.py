@@ -20,10 +20,8 @@ from modelyard.estimators._groups import (
     apply_members,
     by_size,
     members_graph,
-    points,
-    sampled,
+    sample_of,
     silhouette,
-    space_of,
     suggestion,
 )
 from modelyard.kinds._contract import Array, Head
@@ -58,10 +56,8 @@ def fit(
     """Makes the tree and cuts it, in one step whatever the budget; of `weights` only zeros count: such rows are left out."""
     from scipy.cluster.hierarchy import fcluster, linkage
 
-    space = space_of(inputs)
-    x = points(inputs, space)
-    rows = sampled(len(x), config.rows, weights, seed)
-    sample = x[rows]
+    drawn = sample_of(inputs, config.rows, weights, seed)
+    sample = drawn.points
     tree = linkage(sample, config.linkage)
     distinct = len(np.unique(sample, axis=0))
     tried: dict[str, float] = {}
@@ -80,5 +76,5 @@ def fit(
     else:
         kept = sample[order]
     rule: Any = {"ward": "nearest", "single": "nearest", "average": "mean", "complete": "farthest"}[config.linkage]
-    why = suggestion("silhouette" if tried else "asked", len(sizes), tried, len(rows), len(x))
-    return Members(space, kept.astype(np.float32), sizes, rule, output=heads[0].output, suggestion=why)
+    why = suggestion("silhouette" if tried else "asked", len(sizes), tried, len(sample), drawn.of)
+    return Members(drawn.space, kept.astype(np.float32), sizes, rule, output=heads[0].output, suggestion=why)

@@ -102,9 +102,8 @@ def nodes(graph: Graph, x: str, state: State) -> str:
     from modelyard.estimators.trees import ensemble
 
     assert state.forest is not None
-    made = ensemble(state.forest, f"path{len(graph.nodes)}", x)
-    graph.nodes.append(made)
-    length = graph.node("Squeeze", made.output[0], graph.constant([1], np.int64))
+    path = graph.keep(ensemble(state.forest, graph.fresh("path"), x))
+    length = graph.node("Squeeze", path, graph.constant([1], np.int64))
     return graph.node("Exp", graph.node("Mul", length, graph.constant(-np.log(2.0) / state.depth)))
 
 

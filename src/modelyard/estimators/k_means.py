@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from modelyard.estimators._features import Layout, layout_of, linear, onnx_linear, onnx_model, sparse
-from modelyard.estimators._groups import MOST, SAMPLE, suggestion
+from modelyard.estimators._features import Layout, layout_of, linear, onnx_linear, sparse
+from modelyard.estimators._groups import MOST, silhouette, suggestion
+from modelyard.estimators._onnx import Nodes
 from modelyard.kinds._contract import Array, Head, Part
 from modelyard.settings import Between
 
@@ -78,7 +79,7 @@ def fit(
         for k in range(2, min(MOST, distinct - 1, x.shape[0] - 1) + 1):
             if silhouettes and budget_s is not None and time.monotonic() - began > budget_s / 2:
                 break  # the other half is for the fit on all rows
-            silhouettes[str(k)] = _silhouette(dense[some], run(k, some).labels_, seed)
+            silhouettes[str(k)] = silhouette(dense[some], run(k, some).labels_, seed)
             if progress:
                 progress({"event": "groups", "groups": k, "silhouette": silhouettes[str(k)]})
         groups = int(max(silhouettes, key=lambda k: silhouettes[k])) if silhouettes else 2
@@ -88,14 +89,6 @@ def fit(
     by = "silhouette" if config.groups == "auto" else "asked"
     why = suggestion(by, len(centres), silhouettes, min(TRIED, x.shape[0]) if silhouettes else x.shape[0], x.shape[0])
     return State(layout, centres, heads[0].key, silhouettes, why)
-
-
-def _silhouette(x: Any, labels: np.ndarray, seed: int) -> float:
-    from sklearn.metrics import silhouette_score
-
-    if len(np.unique(labels)) < 2:
-        return -1.0
-    return float(silhouette_score(x, labels, sample_size=min(SAMPLE, x.shape[0]), random_state=seed))
 
 
 def apply(inputs: Mapping[str, Array], state: State) -> dict[str, np.ndarray]:
@@ -118,10 +111,7 @@ def _linear_form(centres_KD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def graph(state: State, inputs: Mapping[str, Part]) -> Any:
     """The same as an ONNX model."""
-    from onnx import helper, numpy_helper
-
-    nodes, constants = onnx_linear(state.layout, *_linear_form(state.centres), "distances", "head")
-    nodes.append(helper.make_node("ReduceMin", ["distances", "axes"], ["smallest"], keepdims=1))
-    nodes.append(helper.make_node("Sub", ["distances", "smallest"], [state.key]))
-    constants.append(numpy_helper.from_array(np.array([1], np.int64), "axes"))
-    return onnx_model(nodes, constants, inputs, {state.key: len(state.centres)})
+    g = Nodes()
+    distances = onnx_linear(g, state.layout, *_linear_form(state.centres))
+    g.node("Sub", distances, g.node("ReduceMin", distances, g.constant([1], np.int64), keepdims=1), out=state.key)
+    return g.model(inputs, {state.key: len(state.centres)})

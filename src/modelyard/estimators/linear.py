@@ -20,7 +20,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from modelyard.estimators._features import Layout, layout_of, linear, onnx_linear, onnx_model, sparse
+from modelyard.estimators._features import Layout, layout_of, linear, onnx_linear, sparse
+from modelyard.estimators._onnx import Nodes
 from modelyard.kinds._contract import Array, Head, Part
 from modelyard.settings import Between
 
@@ -349,10 +350,7 @@ def apply(inputs: Mapping[str, Array], state: State) -> dict[str, np.ndarray]:
 
 def graph(state: State, inputs: Mapping[str, Part]) -> Any:
     """The same as an ONNX model."""
-    nodes: list[Any] = []
-    constants: list[Any] = []
-    for i, (key, w) in enumerate(state.weights.items()):
-        more, values = onnx_linear(state.layout, w, state.bias[key], key, f"head{i}")
-        nodes += more
-        constants += values
-    return onnx_model(nodes, constants, inputs, {k: w.shape[1] for k, w in state.weights.items()})
+    g = Nodes()
+    for key, w in state.weights.items():
+        onnx_linear(g, state.layout, w, state.bias[key], out=key)
+    return g.model(inputs, {k: w.shape[1] for k, w in state.weights.items()})

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from modelyard.errors import DataError
+from modelyard.estimators._onnx import Nodes
 from modelyard.kinds._contract import Array, Head, Part
 from modelyard.settings import Between
 
@@ -252,56 +253,30 @@ def apply(inputs: Mapping[str, Array], state: State) -> dict[str, np.ndarray]:
 
 def graph(state: State, inputs: Mapping[str, Part]) -> Any:
     """One matrix product and a TopK, in float64: float32 would confuse near neighbours (2 x·y is off by 1e-7 of |x|²)."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    from modelyard.estimators._features import onnx_model
-
-    nodes: list[Any] = []
-    constants: list[Any] = []
-
-    def node(op: str, ins: list[str], out: str, **attributes: Any) -> str:
-        nodes.append(helper.make_node(op, ins, [out], **attributes))
-        return out
-
-    def constant(name: str, value: Any, dtype: Any = np.float64) -> str:
-        constants.append(numpy_helper.from_array(np.array(value, dtype, order="C"), name))
-        return name
-
-    blocks = [node("Cast", ["table.numbers"], "numbers", to=TensorProto.DOUBLE)] if state.numbers.shape[1] else []
-    for i, size in enumerate(state.sizes):
-        indicators = np.concatenate([np.eye(size) * np.sqrt(0.5), np.zeros((1, size))])
-        column = node("Gather", ["table.categories", constant(f"column{i}", i, np.int64)], f"ids{i}", axis=1)
-        capped = node("Min", [column, constant(f"size{i}", size, np.int32)], f"capped{i}")
-        blocks.append(node("Gather", [constant(f"indicators{i}", indicators), capped], f"block{i}", axis=0))
-    x = node("Concat", blocks, "x", axis=1)
+    g, sizes = Nodes(), {}
+    x = g.points(bool(state.numbers.shape[1]), state.sizes, float(np.sqrt(0.5)))
     points = np.concatenate([state.numbers.astype(np.float64), _points(state.numbers[:, :0], state.ids, state.sizes) > 0], axis=1)
     points[:, state.numbers.shape[1] :] *= np.sqrt(0.5)
-    product = node("MatMul", [x, constant("points", -2 * points.T)], "product")
-    own = node("ReduceSum", [node("Mul", [x, x], "squares"), constant("last", [1], np.int64)], "own", keepdims=1)
-    squared = node("Add", [node("Add", [product, constant("lengths", (points**2).sum(1))], "partly"), own], "squared")
-    rounded = node("Round", [node("Mul", [squared, constant("finer", 1 / STEP)], "scaled")], "rounded")
-    count = constant("k", [min(state.k, len(points))], np.int64)
-    nodes.append(helper.make_node("TopK", [rounded, count], ["near", "where"], axis=1, largest=0, sorted=1))
-    weight = node("Gather", [constant("weights", state.weights), "where"], "weight", axis=0)
+    last, k = g.constant([1], np.int64), min(state.k, len(points))
+    product = g.node("MatMul", x, g.constant(-2 * points.T))
+    own = g.node("ReduceSum", g.node("Mul", x, x), last, keepdims=1)
+    squared = g.node("Add", g.node("Add", product, g.constant((points**2).sum(1))), own)
+    rounded = g.node("Round", g.node("Mul", squared, g.constant(1 / STEP)))
+    near, where = g.several("TopK", rounded, g.constant([k], np.int64), count=2, axis=1, largest=0, sorted=1)
+    weight = g.node("Gather", g.constant(state.weights), where, axis=0)
     if state.by_distance:
-        squares = node("Max", [node("Mul", ["near", constant("step", STEP)], "exact"), constant("zero", 0.0)], "positive")
-        far = node("Add", [node("Sqrt", [squares], "distance"), constant("near_by", NEAR)], "far")
-        weight = node("Div", [weight, far], "weighted")
-    total = node("ReduceSum", [weight, "last"], "total", keepdims=1)
-    share = node("Unsqueeze", [node("Div", [weight, total], "share"), "last"], "shares")
-    sizes = {}
-    for i, (key, kind) in enumerate(state.kinds.items()):
-        asked = node("Gather", [constant(f"answers{i}", state.answers[key]), "where"], f"asked{i}", axis=0)
-        mean = node("Squeeze", [node("MatMul", [share, asked], f"product{i}"), "last"], f"mean{i}")
+        squares = g.node("Max", g.node("Mul", near, g.constant(STEP)), g.constant(0.0))
+        weight = g.node("Div", weight, g.node("Add", g.node("Sqrt", squares), g.constant(NEAR)))
+    share = g.node("Unsqueeze", g.node("Div", weight, g.node("ReduceSum", weight, last, keepdims=1)), last)
+    for key, kind in state.kinds.items():
+        asked = g.node("Gather", g.constant(state.answers[key]), where, axis=0)
+        mean = g.node("Squeeze", g.node("MatMul", share, asked), last)
         if kind != "number":
-            k = min(state.k, len(points))
-            less = node("Mul", [mean, constant(f"k{i}", k / (k + 1))], f"less{i}")
-            more = node("Add", [less, constant(f"prior{i}", state.means[key] / (k + 1))], f"p{i}")
-            above = node("Max", [more, constant(f"least{i}", SMALLEST)], f"above{i}")
-            p = node("Min", [above, constant(f"most{i}", 1 - SMALLEST)], f"inside{i}")
+            more = g.node("Add", g.node("Mul", mean, g.constant(k / (k + 1))), g.constant(state.means[key] / (k + 1)))
+            p = g.node("Min", g.node("Max", more, g.constant(SMALLEST)), g.constant(1 - SMALLEST))
             if kind == "label-set":
-                p = node("Div", [p, node("Sub", [constant(f"one{i}", 1.0), p], f"not{i}")], f"odds{i}")
-            mean = node("Log", [p], f"log{i}")
-        node("Cast", [mean], key, to=TensorProto.FLOAT)
+                p = g.node("Div", p, g.node("Sub", g.constant(1.0), p))
+            mean = g.node("Log", p)
+        g.cast(mean, "float32", out=key)
         sizes[key] = state.answers[key].shape[1]
-    return onnx_model(nodes, constants, inputs, sizes)
+    return g.model(inputs, sizes)

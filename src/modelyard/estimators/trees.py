@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from modelyard.estimators._features import onnx_model
 from modelyard.estimators._forest import Forest, read, score
 from modelyard.estimators._forest import join as join_forests
+from modelyard.estimators._onnx import Nodes
 from modelyard.kinds._contract import Array, Head, Part
 from modelyard.settings import Between
 
@@ -240,31 +240,23 @@ def graph(state: State, inputs: Mapping[str, Part]) -> Any:
 
     They add in float64: 2,400 leaf values added in float32 were off by 4e-6 of the sum.
     """
-    from onnx import TensorProto, helper
-
-    nodes, names = [], []
+    g, names = Nodes(), []
     if state.numbers:
         names.append("table.numbers")
     if state.categories:
-        nodes.append(helper.make_node("Cast", ["table.categories"], ["ids"], to=TensorProto.FLOAT))
-        names.append("ids")
-    nodes.append(helper.make_node("Concat", names, ["joined"], axis=1))
-    nodes.append(helper.make_node("Cast", ["joined"], ["features"], to=TensorProto.DOUBLE))
+        names.append(g.cast("table.categories", "float32"))
+    features = g.cast(g.node("Concat", *names, axis=1), "float64")
     sizes = {}
-    for i, (key, forest) in enumerate(state.forests.items()):
+    for key, forest in state.forests.items():
         binary = state.kinds[key] == "category" and len(forest.base) == 1
         sizes[key] = 2 if binary else len(forest.base)
-        nodes.append(ensemble(forest, f"sum{i}"))
-        nodes.append(helper.make_node("Cast", [f"sum{i}"], [f"raw{i}" if binary else key], to=TensorProto.FLOAT))
+        total = g.cast(g.keep(ensemble(forest, g.fresh("sum"), features)), "float32", out="" if binary else key)
         if binary:
-            nodes += [
-                helper.make_node("Constant", [], [f"half{i}"], value_floats=[-0.5, 0.5]),
-                helper.make_node("Mul", [f"raw{i}", f"half{i}"], [key]),
-            ]
-    return onnx_model(nodes, [], inputs, sizes, ml=True)
+            g.node("Mul", total, g.constant([-0.5, 0.5], np.float32), out=key)
+    return g.model(inputs, sizes)
 
 
-def ensemble(forest: Forest, output: str, features: str = "features") -> Any:
+def ensemble(forest: Forest, output: str, features: str) -> Any:
     """One TreeEnsemble node. Inner nodes and leaves are numbered apart; a tree of one leaf gets a root with that leaf twice."""
     from onnx import helper, numpy_helper
 
