@@ -79,7 +79,7 @@ def test_what_is_learnt_is_merged_and_lies_beside_it_for_peft(base: Path, shape:
 
 
 def test_an_adapter_alone_needs_its_very_base(base: Path, tmp_path: Path) -> None:
-    place = tmp_path / "project"
+    place = tmp_path / "project-of-somebody"
     place.mkdir()
     shutil.copytree(base / "runs", place / "runs")
     settings = {"epochs": 2, "lr": 2e-2, "lora": LoraConfig(rank=4, base="nf4", merge=False)}
@@ -89,6 +89,7 @@ def test_an_adapter_alone_needs_its_very_base(base: Path, tmp_path: Path) -> Non
     model = Model.load(found.model)
     assert greedy(model) == greedy(Model.load(whole.model))
     assert model.manifest["model"]["adapter"]["base"] == "../../base-0001/model"
+    assert place.name not in (found.model / "manifest.json").read_text(encoding="utf-8")
     moved = tmp_path / "moved"
     shutil.copytree(place, moved)
     assert greedy(Model.load(moved / found.model.relative_to(place))) == greedy(model)
