@@ -37,9 +37,6 @@ TOP = {
 TABLES = ("path", "train", "valid", "test", "unlabelled")
 """Keys of `data` that hold paths when they hold texts."""
 
-HIDDEN = "***"
-"""Stands for the password of a URL wherever settings are shown or kept."""
-
 
 @dataclass(frozen=True)
 class RawNode:
@@ -560,15 +557,10 @@ def _shown(value: Any, table: bool = False) -> Any:
     if isinstance(value, dict):
         return {k: _shown(v, k in TABLES) for k, v in value.items()}
     if table and isinstance(value, list):
-        return [without_password(str(v)) for v in value] if all(isinstance(v, str | Path) for v in value) else f"<{len(value)} rows>"
+        return [settings.without_password(str(v)) for v in value] if all(isinstance(v, str | Path) for v in value) else f"<{len(value)} rows>"
     if table and isinstance(value, str):
-        return without_password(value)
+        return settings.without_password(value)
     return value if isinstance(value, str | int | float | bool | list) or value is None else f"<{type(value).__name__}>"
-
-
-def without_password(path: str) -> str:
-    """A database URL with `***`: what is kept in a run is read by many. `${env:NAME}` stays, and can be read again."""
-    return re.sub(r"(://[^:/@\s]*):[^@/]*@", rf"\1:{HIDDEN}@", path)
 
 
 def _put(tree: Any, keys: Sequence[str], value: Any) -> None:

@@ -21,7 +21,7 @@ import polars as pl
 from modelyard.data.read import column_of
 from modelyard.data.table import SetAside, Table
 from modelyard.errors import DataError, MissingExtra
-from modelyard.project import HIDDEN, without_password
+from modelyard.settings import HIDDEN, without_password
 
 FETCH = 20_000
 """Rows fetched at once."""
