@@ -55,6 +55,9 @@ def apply(work: Work, folder: Path, config: Config, target: Path) -> Path:
     if choice.parts or choice.user:
         raise Unsupported("distil makes one model of a family; name mlp, cnn, trees or another", "use")
     pipeline = copy.deepcopy(bound.pipeline)
+    for column in pipeline.inputs:  # the teacher's encodings are no wish of anybody's: trees keep numbers raw, which a net cannot read
+        column.encoding = next(iter(column.rules.encodings))
+        column.config = column.coder.Config()
     learner.set_encodings(choice, pipeline)
     pipeline.fit([bound.splits["train"]])
     own = dataclasses.replace(bound, pipeline=pipeline)
