@@ -118,10 +118,12 @@ def prove(model: Path, place: Path) -> list[str]:
         path = f"/v1/models/{loaded.name}:predict"
         status, found = ask(port, path, {"instances": loaded.examples})
         expected = loaded.predict(loaded.examples).to_json()
-        faults += differences(expected, found.get("predictions", []), [c.name for c in loaded.pipeline.outputs]) if status == 200 else [f"status {status}: {found}"]
+        outputs = [c.name for c in loaded.pipeline.outputs]
+        faults += differences(expected, found["predictions"], outputs) if status == 200 else [f"status {status}: {found}"]
         if (status := ask(port, path, {"instances": []}, token=None)[0]) != 401:
             faults.append(f"status {status} without a token")
-        resident = next(int(line.split()[1]) / 1e3 for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "VmRSS" in line)
+        status_lines = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines()
+        resident = next(int(line.split()[1]) / 1e3 for line in status_lines if "VmRSS" in line)
         process.send_signal(signal.SIGTERM)
         if process.wait(30) != 0:
             faults.append(f"exit {process.returncode} on SIGTERM")

@@ -55,7 +55,8 @@ def main() -> None:
             with modelyard.serve(models[name]) as server:
                 command = [
                     sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--checks", CHECKS, "--phases", "coverage,fuzzing",
-                    "--max-examples", "1000", "--max-time", str(ROUND), "--seed", str(seed), "--continue-on-failure", "--no-color", "--generation-database", "none",
+                    "--max-examples", "1000", "--max-time", str(ROUND), "--seed", str(seed), "--continue-on-failure",
+                    "--no-color", "--generation-database", "none",
                 ]  # fmt: skip
                 done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=place)
                 found = counted(server.url)

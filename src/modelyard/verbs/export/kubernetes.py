@@ -35,10 +35,10 @@ def manifests(name: str, image: str, version: str) -> dict[str, dict[str, Any]]:
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": GRACE,
         "securityContext": {"runAsNonRoot": True, "runAsUser": docker.USER, "fsGroup": docker.USER, "seccompProfile": {"type": "RuntimeDefault"}},
-        "containers": [container(name, image)],
+        "containers": [container(name, image, f"{name}-token")],
         "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}}],
     }
-    served = container("kserve-container", image)  # KServe's name for the container that predicts; it brings its own probes' gate
+    served = container("kserve-container", image, f"{name}-token")  # KServe's name for the container that predicts; it brings its own probes' gate
     return {
         "deployment.yaml": _object("apps/v1", "Deployment", name, labels) | {"spec": {
             "replicas": 2, "selector": {"matchLabels": selector},
@@ -58,14 +58,12 @@ def manifests(name: str, image: str, version: str) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def container(name: str, image: str) -> dict[str, Any]:
-    """The container; its token comes from the secret `NAME-token`, its probes ask what the server answers without one."""
-    model = image.rpartition("/")[2].partition(":")[0].partition("@")[0]
+def container(name: str, image: str, secret: str) -> dict[str, Any]:
+    """The container; its token comes from a secret, its probes ask what the server answers without one."""
     probe = {"periodSeconds": 5, "timeoutSeconds": 2}
-    secret = {"name": f"{model if name == 'kserve-container' else name}-token", "key": "token"}
     return {
         "name": name, "image": image,
-        "env": [{"name": "MODELYARD_TOKEN", "valueFrom": {"secretKeyRef": secret}}],
+        "env": [{"name": "MODELYARD_TOKEN", "valueFrom": {"secretKeyRef": {"name": secret, "key": "token"}}}],
         "ports": [{"name": "http", "containerPort": docker.PORT, "protocol": "TCP"}],
         "startupProbe": {"httpGet": {"path": "/v2/health/ready", "port": "http"}, "failureThreshold": 30, **probe},
         "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": "http"}, **probe},

@@ -180,7 +180,8 @@ def traced(module: torch.nn.Module, inputs: Mapping[str, np.ndarray], ragged: se
             warnings.simplefilter("ignore")
             program = torch.export.export(found.module, found.tensors, dynamic_shapes=found.shapes)
     except Exception as error:  # torch raises many classes, all meaning: this module cannot be traced
-        raise ArtefactError(f"torch cannot export the network: {str(error)[:500]}") from error
+        reason = str(error).strip().partition("\n")[0][:300]
+        raise Unsupported(f"torch.export cannot trace the network: {reason}; export.format: onnx may take it", "never") from error
     return program, found.inputs, found.outputs
 
 

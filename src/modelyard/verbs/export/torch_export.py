@@ -28,7 +28,8 @@ TAKES = ("trust_code",)
 def make(model: Model, target: Path, *, trust_code: bool = False) -> dict[str, Any]:
     """Writes the graphs and `names.json` (graph → file, inputs, outputs), loads them back and replays the examples."""
     modules = onnx.modules_of(model, "a .pt2 file", trust_code=trust_code)
-    recorded, named = onnx.record(model), {}
+    recorded = onnx.record(model)
+    named: dict[str, dict[str, Any]] = {}
     for name, module in modules.items():
         program, inputs, outputs = onnx.traced(module, recorded[name], onnx.lengths(model, module))
         file = f"{'model' if name == 'main' else name}.pt2"
