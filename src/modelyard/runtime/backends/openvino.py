@@ -25,7 +25,8 @@ def load(
 
 
 def compiled(file: Path, inputs: list[str], outputs: list[str]) -> Graph:
-    """A graph over an IR file with the names of its tensors in order. It is computed in float32, also where the processor has bfloat16, so that answers stay what they were."""
+    """A graph over an IR file with the names of its tensors in order. It is computed in float32, also where the processor has bfloat16, so that
+    answers stay what they were."""
     import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}

@@ -35,7 +35,8 @@ ENV PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_WAIT_POLICY
 USER {user}
 EXPOSE {port}
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=3s --start-period=20s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}/v2/health/ready', timeout=2)"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \\
+  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}/v2/health/ready', timeout=2)"]
 ENTRYPOINT ["python", "-m", "modelyard", "serve", "/app/model", "--file", "/app/serve.yaml"]
 """
 COMPOSE = """\
