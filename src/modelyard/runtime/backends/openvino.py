@@ -25,6 +25,7 @@ def load(
 
 
 def compiled(file: Path, inputs: list[str], outputs: list[str]) -> Graph:
+<<<<<<< HEAD
     """A graph over an IR file with the names of its tensors in order.
 
     It is computed in float32, also where the processor has bfloat16, so that answers stay what they were.
@@ -33,6 +34,11 @@ def compiled(file: Path, inputs: list[str], outputs: list[str]) -> Graph:
         import openvino
     except ModuleNotFoundError:
         raise MissingExtra("openvino", "openvino") from None
+=======
+    """A graph over an IR file with the names of its tensors in order. It is computed in float32, also where the processor has bfloat16, so that
+    answers stay what they were."""
+    import openvino
+>>>>>>> main
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     try:

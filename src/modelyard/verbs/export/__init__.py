@@ -66,14 +66,14 @@ class Exported:
         return f"{self.folder}: {self.bytes / 1e6:.2f} MB, {p['rows']} examples replayed, largest difference {p['max_difference']:.2g}, {p['ties']} ties"
 
 
-def export(folder: Path, form: str = "onnx", *, trust_code: bool = False, image: str | None = None) -> Exported:
-    """Make `exports/<form>` beside the model folder; it holds everything that predicting needs.
+def export(folder: Path, form: str = "onnx", *, trust_code: bool = False, image: str | None = None, into: Path | None = None) -> Exported:
+    """Make `exports/<form>` beside the model folder (or the folder `into`); it holds everything that predicting needs.
 
     Raises `ParityError` (and leaves nothing) where a stored example is answered differently, alone or in a batch.
     """
     model = Model.load(folder, trust_code=trust_code)
-    target = folder.parent / "exports" / form
-    if target.exists():
+    target = into or folder.parent / "exports" / form
+    if into is None and target.exists():
         number = 2
         while (again := target.with_name(f"{form}-{number}")).exists():
             number += 1
