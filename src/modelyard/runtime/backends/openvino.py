@@ -25,7 +25,6 @@ def load(
 
 
 def compiled(file: Path, inputs: list[str], outputs: list[str]) -> Graph:
-<<<<<<< HEAD
     """A graph over an IR file with the names of its tensors in order.
 
     It is computed in float32, also where the processor has bfloat16, so that answers stay what they were.
@@ -34,11 +33,6 @@ def compiled(file: Path, inputs: list[str], outputs: list[str]) -> Graph:
         import openvino
     except ModuleNotFoundError:
         raise MissingExtra("openvino", "openvino") from None
-=======
-    """A graph over an IR file with the names of its tensors in order. It is computed in float32, also where the processor has bfloat16, so that
-    answers stay what they were."""
-    import openvino
->>>>>>> main
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     try:
