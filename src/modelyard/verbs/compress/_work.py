@@ -41,6 +41,8 @@ class Work:
     @classmethod
     def begin(cls, model: Model, data: Any, task: str | None, config: Config, base: Path, train: Any, trust_code: bool) -> Work:
         """Binds the rows as the model knows them and chooses the metric."""
+        if data.env:
+            raise Unsupported("an environment has no validation rows to judge a stage on", "never")
         bound = bind(data, task, base, like=model.pipeline, tasks=model.tasks, seed=train.seed if train is not None else 0)
         if "valid" not in bound.splits or not bound.splits["valid"].height:
             raise ConfigError("compress judges on validation rows; set data.split.valid or data.valid")
@@ -84,7 +86,7 @@ class Work:
                 if reason is None:
                     current, net = child, folder or net
             except (Unsupported, ParityError) as error:
-                entry["reason"] = error.message
+                entry |= {"reason": error.message, "why": getattr(error, "why", None)}
             told.append(entry)
             run.event({"event": "stage", **entry})
             if progress:
