@@ -37,6 +37,8 @@ def test_from_conversations_to_a_streamed_answer(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path / "assistant")
     shape = "model={name: causal, width: 48, layers: 2, heads: 2, context: 512, vocabulary: 600}"
     command(capfd, "train", *SMALL, shape, "train.epochs=8", "train.lr=0.005")
+    planned = command(capfd, "plan", "-f", "prefer.yaml", *SMALL)  # a base is found from the project's folder, as in training
+    assert planned["parameters"] > 10_000 and planned["training"]["weight_decay"] == 0
     preferred = command(capfd, "train", "-f", "prefer.yaml", *SMALL, "train.epochs=1", "train.lr=0.00005")
     judged = command(capfd, "evaluate", preferred["run"])["metrics"]["test"]
     assert 0 <= judged["win_rate"]["value"] <= 1 and judged["perplexity"]["value"] < 200

@@ -21,7 +21,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("exam
 TRANSLATED = ("README.md", "docs/tutorials/first-model.md")
 """Pages whose Chinese page prints the same blocks."""
 HOW_TO = (
-    "missing-values", "calibrate", "encoders", "translation", "tagging", "language-models", "fine-tune", "registry",
+    "missing-values", "calibrate", "encoders", "translation", "tagging", "language-models", "fine-tune", "registry", "compress",
 )
 RUN = (*TRANSLATED, *(f"docs/how-to/{name}.md" for name in HOW_TO))
 """Pages whose ```bash and ```python blocks are run, in order, in one empty folder."""

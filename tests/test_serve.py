@@ -191,7 +191,7 @@ def test_openapi_describes_bodies_and_answers(plan: Client, line: Client) -> Non
         document = client.ask("GET", "/openapi.json")[1]
         assert document["openapi"].startswith("3.1") and {"info", "paths", "components"} <= set(document)
         operations = [o["operationId"] for item in document["paths"].values() for k, o in item.items() if k in ("get", "post")]
-        assert len(set(operations)) == len(operations) == 9
+        assert len(set(operations)) == len(operations) == 14
         content = document["paths"][f"/v1/models/{client.name}:predict"]["post"]
         asked = content["requestBody"]["content"]["application/json"]["schema"] | {"components": document["components"]}
         answered = content["responses"]["200"]["content"]["application/json"]["schema"] | {"components": document["components"]}

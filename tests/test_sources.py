@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import bz2
 import datetime as dt
+import glob
 import gzip
 import io
+import json
 import lzma
+import os
 import re
 import resource
+import shutil
+import signal
 import sqlite3
 import struct
+import subprocess
 import sys
+import tempfile
+import time
 import zipfile
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -27,6 +36,7 @@ from modelyard.data import packed, sql
 from modelyard.data.images import read_idx
 from modelyard.data.read import Reading, read
 from modelyard.data.source import DataConfig, open_source
+from modelyard.data.sql import FETCH
 from modelyard.errors import DataError, MissingExtra
 
 FRAME = pl.DataFrame({"name": ["Zoë", "北京", "O'Neil, Ann"], "n": [1, 2, 3], "x": [0.5, None, -2.25], "code": ["007", "010", "1"]})
@@ -356,6 +366,92 @@ def test_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(MissingExtra, match=r"modelyard\[postgres\]"):
         rows("postgresql://host/db")
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server of its own, which is asked over a Unix socket and stopped at the end."""
+    pytest.importorskip("psycopg", reason="needs the extra 'postgres'")
+    programs = shutil.which("initdb") or next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"), reverse=True)), None)
+    if programs is None:
+        pytest.skip("needs the programs of PostgreSQL (initdb, postgres)")
+    user = "postgres" if hasattr(os, "geteuid") and os.geteuid() == 0 else None  # the server refuses to run as root
+    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # the path of a socket has 107 characters at most
+    if user is not None:
+        try:
+            shutil.chown(folder, user)
+        except LookupError:
+            pytest.skip("PostgreSQL does not run as root and there is no user postgres")
+    (secret := folder / "secret").write_text("s3cret", encoding="utf-8")
+    shutil.chown(secret, user) if user else None
+    bin_folder = Path(programs).resolve().parent
+    asked = {"user": user, "cwd": folder, "check": True, "capture_output": True}
+    subprocess.run([bin_folder / "initdb", "-D", "data", "-U", "me", "--pwfile=secret", "-A", "scram-sha-256", "--no-sync", "-E", "UTF8"], **asked)  # type: ignore[call-overload]
+    server = subprocess.Popen(
+        [bin_folder / "postgres", "-D", "data", "-k", str(folder), "-c", "listen_addresses=", "-c", "fsync=off"], user=user, cwd=folder,
+        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not (folder / ".s.PGSQL.5432").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        yield f"postgresql://me:s3cret@/postgres?host={folder}"
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait()
+        shutil.rmtree(folder)
+
+
+def test_a_real_postgresql_server(postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Types, more rows than one piece, a query, what is no reading, a wrong password; a model is trained on it."""
+    import psycopg
+
+    monkeypatch.chdir(tmp_path)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            connection = psycopg.connect(postgres)
+            break
+        except psycopg.OperationalError:  # it listens before it answers
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+    with connection:
+        connection.execute(
+            "CREATE TABLE claims (n bigint, price numeric(9,2), seen timestamptz, day date, ok boolean, who text, extra jsonb, tag uuid, tags text[])"
+        )
+        connection.execute("CREATE SEQUENCE s")
+        connection.execute(
+            "INSERT INTO claims SELECT i, i / 4.0, '2024-01-01 12:00+00'::timestamptz + i * interval '1 hour', '2024-01-01'::date + i % 300, i % 3 = 0,"
+            " CASE WHEN i % 7 = 0 THEN NULL ELSE 'é北' || i % 5 END, '{\"a\": 1}', gen_random_uuid(), ARRAY['x', 'y'] FROM generate_series(1, 25000) i"
+        )
+    connection.close()
+    frame = rows(postgres)
+    assert frame.height == 25_000 > FETCH and frame["n"].to_list() == list(range(1, 25_001))
+    assert frame["price"].to_list() == [i / 4 for i in range(1, 25_001)] and frame["ok"].sum() == 8333
+    assert frame["who"].null_count() == 3571 and frame["who"][0] == "é北1" and frame["extra"][0] == '{"a": 1}' and frame["tags"][0].to_list() == ["x", "y"]
+    assert frame["seen"][0].isoformat().startswith("2024-01-01T13:00") and frame["day"][0].isoformat() == "2024-01-02"
+    asked = "SELECT n, price, who, ok FROM claims WHERE n <= 300"
+    assert rows(postgres, query=asked).shape == (300, 4)
+    writing = "WITH x AS (DELETE FROM claims RETURNING n) SELECT * FROM x"
+    for query, reason in (("SELECT * FROM nowhere", "nowhere"), ("SELECT setval('s', 9)", "read-only"), (writing, "data-modifying")):
+        with pytest.raises(DataError, match=reason):
+            rows(postgres, query=query)
+    with pytest.raises(DataError, match="authentication") as caught:
+        rows(postgres.replace("s3cret", "wrong"))
+    assert "wrong" not in str(caught.value)
+    assert rows(postgres, query="SELECT count(*) c FROM claims")["c"].to_list() == [25_000]  # nothing was deleted
+    found = modelyard.train(data={"path": postgres, "query": asked, "target": "ok"}, model="linear")
+    assert sum(json.loads((Path(found.run) / "run.json").read_text(encoding="utf-8"))["data"]["rows"].values()) == 300
+    assert not [f for f in Path(found.run).rglob("*") if f.is_file() and b"s3cret" in f.read_bytes()]  # the password is nowhere in the run
+    with pytest.raises(DataError, match=r"does not keep passwords.*\$\{env:NAME\}"):
+        modelyard.evaluate(found.run)
+    again = modelyard.evaluate(found.run, data={"path": postgres, "query": asked, "target": "ok"})
+    assert again.metrics["test"] == found.metrics["test"]
+    monkeypatch.setenv("CLAIMS_PASSWORD", "s3cret")
+    kept = modelyard.train(data={"path": postgres.replace("s3cret", "${env:CLAIMS_PASSWORD}"), "query": asked, "target": "ok"}, model="linear")
+    assert modelyard.evaluate(kept.run).metrics["test"] == found.metrics["test"]  # read again by what the run kept
+    assert b"s3cret" not in (Path(kept.run) / "config.yaml").read_bytes()
 
 
 # --- datasets --------------------------------------------------------------------------------------------------------

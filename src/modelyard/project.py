@@ -132,6 +132,15 @@ def load_project(
     return _build(tree, base, path if found else None, problems)
 
 
+def from_environment(stored: Any, where: str) -> Any:
+    """Settings that a run kept, with `${env:NAME}` filled in. Raises `ConfigError` naming what is not set."""
+    flat = _Flat([])
+    found = flat.resolve(stored, where)
+    if flat.problems:
+        raise ConfigError("the stored settings name what this environment lacks", flat.problems)
+    return found
+
+
 def override(text: str) -> tuple[str, Node]:
     """`key=value` as (key, node)."""
     key, sign, value = text.partition("=")
@@ -544,11 +553,13 @@ def _defaults(where: str, value: Any, origins: Mapping[str, str]) -> dict[str, s
 
 
 def _shown(value: Any, table: bool = False) -> Any:
-    """Table objects given in Python as the name of their type: a frame, or a list of rows, is no setting."""
+    """Table objects given in Python as the name of their type (a frame, or a list of rows, is no setting); URLs without passwords."""
     if isinstance(value, dict):
         return {k: _shown(v, k in TABLES) for k, v in value.items()}
     if table and isinstance(value, list):
-        return [str(v) for v in value] if all(isinstance(v, str | Path) for v in value) else f"<{len(value)} rows>"
+        return [settings.without_password(str(v)) for v in value] if all(isinstance(v, str | Path) for v in value) else f"<{len(value)} rows>"
+    if table and isinstance(value, str):
+        return settings.without_password(value)
     return value if isinstance(value, str | int | float | bool | list) or value is None else f"<{type(value).__name__}>"
 
 

@@ -323,3 +323,12 @@ def reference(cls: type, title: str) -> str:
         meaning = docs(cls).get(field.name, "").replace("|", "\\|")
         lines.append(f"| `{field.name}` | {_say(hints[field.name])} | {default} | {meaning} |".replace(" | None", ""))
     return "\n".join([*lines, ""])
+
+
+HIDDEN = "***"
+"""Stands for the password of a URL wherever settings are shown or kept."""
+
+
+def without_password(path: str) -> str:
+    """A database URL with `***`: what is kept in a run is read by many. `${env:NAME}` stays, and can be read again."""
+    return re.sub(r"(://[^:/@\s]*):[^@/]*@", rf"\1:{HIDDEN}@", path)

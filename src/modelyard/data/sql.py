@@ -21,6 +21,7 @@ import polars as pl
 from modelyard.data.read import column_of
 from modelyard.data.table import SetAside, Table
 from modelyard.errors import DataError, MissingExtra
+from modelyard.settings import HIDDEN, without_password
 
 FETCH = 20_000
 """Rows fetched at once."""
@@ -31,11 +32,6 @@ ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, 
 def is_url(given: Any) -> bool:
     """Whether a text names a database (or some other place on a network) and no file."""
     return isinstance(given, str) and bool(re.match(r"[A-Za-z][\w+.-]*://", given))
-
-
-def shown(url: str) -> str:
-    """The URL without its password."""
-    return re.sub(r"(://[^:/@\s]*):[^@/]*@", r"\1:***@", url)
 
 
 def sqlite_file(url: str, base: Path) -> Path | None:
@@ -53,11 +49,13 @@ def read_sql(url: str, base: Path, name: str, *, query: str | None = None, table
     """
     scheme = url.partition("://")[0].lower()
     if scheme not in SCHEMES:
-        raise DataError(f"{shown(url)}: data is read from files and from databases (sqlite:///FILE, postgresql://…), not from {scheme}://")
+        raise DataError(f"{without_password(url)}: data is read from files and from databases (sqlite:///FILE, postgresql://…), not from {scheme}://")
     if query is not None and not re.match(r"\s*(select|with|values)\b", query, re.IGNORECASE):
         raise DataError(f"data.query is only ever a SELECT; it came as {query.strip()[:60]!r}")
     if query is not None and table is not None:
         raise DataError("data.query and data.sheet were both given; write the table into the query")
+    if f":{HIDDEN}@" in url:
+        raise DataError(f"{url}: a run does not keep passwords; write the URL with ${{env:NAME}} for it, or give data= again")
     if scheme == "sqlite":
         return _sqlite(url, base, name, query, table)
     return _postgres(url, name, query, table)
@@ -128,15 +126,15 @@ def _postgres(url: str, name: str, query: str | None, table: str | int | None) -
                     "SELECT table_name FROM information_schema.tables WHERE table_schema = ANY (current_schemas(false)) ORDER BY table_name"
                 )
                 tables = [str(row[0]) for row in cursor.fetchall()]
-            query = query or f'SELECT * FROM "{_one(tables, table, shown(url)).replace(chr(34), chr(34) * 2)}"'
+            query = query or f'SELECT * FROM "{_one(tables, table, without_password(url)).replace(chr(34), chr(34) * 2)}"'
             with connection.cursor(name="modelyard") as cursor:  # named: the server keeps the rows and gives them in pieces
                 cursor.execute(query)
                 pieces = iter(lambda: cursor.fetchmany(FETCH), [])
                 first: list[Any] = next(pieces, [])
                 names = [d.name for d in cursor.description or []]
-                return _table(names, _chained(first, pieces), shown(url), name)
+                return _table(names, _chained(first, pieces), without_password(url), name)
     except psycopg.Error as error:
-        raise DataError(f"{shown(url)}: {' '.join(shown(str(error)).split())[:300]}") from None
+        raise DataError(f"{without_password(url)}: {' '.join(without_password(str(error)).split())[:300]}") from None
 
 
 def _chained(first: list[Any], rest: Iterator[list[Any]]) -> Iterator[list[Any]]:

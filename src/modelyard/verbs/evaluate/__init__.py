@@ -214,6 +214,7 @@ def _data(project: Any, folder: Any, model: Any) -> tuple[Any, Any, bool]:
 
     from modelyard import settings
     from modelyard.data.source import DataConfig, open_source
+    from modelyard.project import from_environment
     from modelyard.tasks._binding import of_texts
 
     stored = folder.parent / "config.json"
@@ -229,10 +230,10 @@ def _data(project: Any, folder: Any, model: Any) -> tuple[Any, Any, bool]:
     if named_now and open_source(project.data, project.base, texts=of_texts(project.task, model.tasks)).fingerprint != model.manifest["data"]["fingerprint"]:
         return project.data, project.base, True
     config = json.loads(stored.read_text(encoding="utf-8"))
-    if '"<' in json.dumps(config["settings"]["data"]):
-        return project.data, project.base, False  # trained from a table in Python, which is at hand again
+    if '"<' in (kept := json.dumps(config["settings"]["data"])) or (f":{settings.HIDDEN}@" in kept and project.has("data")):
+        return project.data, project.base, False  # trained from a table in Python, or a URL whose password was not kept: at hand again
     problems: list[Problem] = []
-    data = settings.parse(DataConfig, config["settings"]["data"], "data", problems)
+    data = settings.parse(DataConfig, from_environment(config["settings"]["data"], "data"), "data", problems)
     if problems:
         raise ConfigError("the stored data section cannot be read", problems)
     return data, Path(config.get("base", ".")), False
