@@ -206,10 +206,10 @@ def _versions() -> dict[str, str]:
 
 
 def _parent(data: Any, name: str, table: Any) -> dict[str, Any]:
-    from modelyard.data.sql import shown
+    from modelyard.settings import without_password
 
     given = getattr(data, name) if getattr(data, name) is not None else data.path
-    place = shown(str(given)) if isinstance(given, str | Path) else f"<{type(given).__name__}>"
+    place = without_password(str(given)) if isinstance(given, str | Path) else f"<{type(given).__name__}>"
     return {"table": name, "from": place, "rows_read": table.rows_read, "fingerprint": table.fingerprint}
 
 
