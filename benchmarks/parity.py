@@ -111,7 +111,7 @@ ROWS: dict[str, tuple[Callable[[], Data], Any]] = {
     **{f"classification · text · {m} · sms": (sms, m) for m in ("linear", "bag", "text-cnn", "transformer")},
     **{f"classification · Chinese text · {m} · waimai": (waimai, m) for m in ("linear", "text-cnn")},
     **{f"label set · text · {m} · nlupp": (nlupp, m) for m in ("linear", "bag")},
-    **{f"classification · image · {m} · mnist": (mnist, m) for m in ("cnn", "light", "resnet")},
+    **{f"classification · image · {m} · mnist": (mnist, m) for m in ("cnn", "inverted", "light", "resnet", "shuffle")},
 }
 
 

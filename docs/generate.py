@@ -143,6 +143,8 @@ RESULTS: dict[str, tuple[str, ...]] = {
     "runs": ("modelyard.verbs.runs:Listing", "modelyard.verbs.runs:Comparison"),
     "doctor": ("modelyard.verbs.doctor:Findings",),
     "chat": ("modelyard.verbs.chat:Talked",),
+    "compress": ("modelyard.verbs.compress:Compressed",),
+    "models": ("modelyard.verbs.models:Told",),
     "keys": ("modelyard.verbs.keys:Created", "modelyard.verbs.keys:Listing"),
 }
 """What each verb returns (`serve` prints one line and does not end)."""

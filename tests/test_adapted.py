@@ -79,7 +79,7 @@ def test_what_is_learnt_is_merged_and_lies_beside_it_for_peft(base: Path, shape:
 
 
 def test_an_adapter_alone_needs_its_very_base(base: Path, tmp_path: Path) -> None:
-    place = tmp_path / "project"
+    place = tmp_path / "project-of-somebody"
     place.mkdir()
     shutil.copytree(base / "runs", place / "runs")
     settings = {"epochs": 2, "lr": 2e-2, "lora": LoraConfig(rank=4, base="nf4", merge=False)}
@@ -89,6 +89,7 @@ def test_an_adapter_alone_needs_its_very_base(base: Path, tmp_path: Path) -> Non
     model = Model.load(found.model)
     assert greedy(model) == greedy(Model.load(whole.model))
     assert model.manifest["model"]["adapter"]["base"] == "../../base-0001/model"
+    assert place.name not in (found.model / "manifest.json").read_text(encoding="utf-8")
     moved = tmp_path / "moved"
     shutil.copytree(place, moved)
     assert greedy(Model.load(moved / found.model.relative_to(place))) == greedy(model)
@@ -124,7 +125,6 @@ def test_encoders_take_adapters_too(tmp_path: Path) -> None:
     fit(tmp_path, rows, words, "encoder", task="classification", target="label", epochs=1)
     settings = {"task": "classification", "target": "label", "epochs": 2, "lr": 1e-2}
     found = fit(tmp_path, rows, {"name": "bert", "base": "runs/encoder-0001"}, "tuned", lora=LoraConfig(rank=4), **settings)
-    model = Model.load(found.model)
     config = json.loads((found.model / "adapter" / _adapters.CONFIG).read_text(encoding="utf-8"))
     assert config["modules_to_save"] == ["classifier", "pooler"]
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "runs/encoder-0001/model")
@@ -133,8 +133,6 @@ def test_encoders_take_adapters_too(tmp_path: Path) -> None:
     theirs = peft.PeftModel.from_pretrained(plain, found.model / "adapter").eval()
     merged = transformers.AutoModelForSequenceClassification.from_pretrained(found.model).eval()
     assert torch.allclose(theirs(tokens).logits, merged(tokens).logits, atol=1e-5) and (before - merged(tokens).logits).abs().max() > 1e-2
-    made = export(found.model, "onnx")
-    assert Model.load(made.folder).predict(rows[:5]).to_json()[0]["label"] == model.predict(rows[:5]).to_json()[0]["label"]
     with pytest.raises(Unsupported, match="a head beside it"):
         fit(tmp_path, rows, {"name": "bert", "base": "runs/encoder-0001"}, "alone", lora=LoraConfig(rank=4, merge=False), **settings)
 

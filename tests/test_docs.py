@@ -20,7 +20,10 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/*.md")])
 TRANSLATED = ("README.md", "docs/tutorials/first-model.md")
 """Pages whose Chinese page prints the same blocks."""
-RUN = (*TRANSLATED, *(f"docs/how-to/{name}.md" for name in ("missing-values", "calibrate", "encoders", "translation", "tagging")))
+HOW_TO = (
+    "missing-values", "calibrate", "encoders", "translation", "tagging", "language-models", "fine-tune", "registry", "compress",
+)
+RUN = (*TRANSLATED, *(f"docs/how-to/{name}.md" for name in HOW_TO))
 """Pages whose ```bash and ```python blocks are run, in order, in one empty folder."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -30,6 +30,7 @@ SIDEWAYS = {
 VERB_EDGES = {
     ("train", "evaluate"), ("train", "report"), ("train", "plan"), ("evaluate", "report"), ("evaluate", "train"), ("plan", "train"),
     ("tune", "train"), ("tune", "evaluate"), ("init", "check"), ("export", "train"), ("predict", "train"), ("prepare", "train"),
+    ("compress", "train"), ("compress", "evaluate"), ("compress", "export"),
 }  # fmt: skip
 """verb → verb, each through a public function. evaluate → train: a tuned threshold saves its child as training does.
 plan → train: the plan sizes what train would build. prepare → train: self-training and out-of-fold answers are made by models, which train alone makes."""

@@ -355,10 +355,10 @@ def test_marked_answers_become_likelier_or_less_so(base: Path) -> None:
 def test_rewarded_answers_become_more_frequent(base: Path, lora: LoraConfig | None) -> None:
     rows = [{"prompt": r["prompt"], "completion": ""} for r in sums(30, 5)]
     settings = GrpoConfig(reward="length:9", group=8, prompts=4, max_tokens=12, beta=0.01, updates=1 if lora is None else 2)
-    found = fit(base, rows, BASE, f"grpo-{lora is None}", epochs=20, lr=3e-3 if lora is None else 6e-3, grpo=settings, lora=lora)
+    found = fit(base, rows, BASE, f"grpo-{lora is None}", epochs=12, lr=6e-3, grpo=settings, lora=lora)
     lines = [json.loads(line) for line in (found.run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     reward = [e["reward"] for e in lines if e["event"] == "round"]
-    assert len(reward) == 20 and np.mean(reward[-5:]) > np.mean(reward[:2]) + 0.1
+    assert len(reward) == 12 and np.mean(reward[-4:]) > np.mean(reward[:2]) + 0.1
 
 
 def test_rounds_use_every_row_before_any_comes_again(base: Path) -> None:
@@ -370,7 +370,8 @@ def test_rounds_use_every_row_before_any_comes_again(base: Path) -> None:
     assert torch.equal(one.targets["completion.ids"], again.targets["completion.ids"])
 
 
-def test_what_a_method_cannot_do_is_said(base: Path) -> None:
+def test_what_a_method_cannot_do_is_said(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DataError, match="no column rejected"):
         fit(base, sums(20), BASE, "no", dpo=DpoConfig())
     with pytest.raises(Unsupported, match=r"name it as model\.base"):

@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image as Pillow
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from modelyard import settings
 from modelyard.errors import ConfigError, Problem, Unsupported
 from modelyard.kinds._contract import Part
-from modelyard.nets import cnn, light, resnet
+from modelyard.nets import cnn, inverted, light, resnet, shuffle
 from modelyard.nets._pixels import ImageEncoder
 from modelyard.verbs.train import augment as ops
 from modelyard.verbs.train.augment import AugmentConfig, Draws, Mix, augment
@@ -33,6 +34,12 @@ CASES: list[tuple[Any, dict[str, Any], tuple[int, int, int]]] = [
     (light, {}, (3, 32, 32)),
     (light, {"size": "full", "widen": 0.35, "activation": "silu"}, (3, 64, 80)),
     (light, {}, (1, 5, 5)),
+    (inverted, {}, (3, 32, 32)),
+    (inverted, {"size": "small", "widen": 0.35}, (3, 64, 80)),
+    (inverted, {"dropout": 0.3}, (1, 5, 5)),
+    (shuffle, {}, (3, 32, 32)),
+    (shuffle, {"size": "0.5x", "widen": 0.5, "activation": "hard-swish"}, (3, 64, 80)),
+    (shuffle, {"dropout": 0.3}, (1, 5, 5)),
 ]
 NAMES = [f"{module.__name__.split('.')[-1]}-{index}" for index, (module, _, _) in enumerate(CASES)]
 
@@ -89,7 +96,7 @@ def test_every_weight_learns_and_pixels_have_a_gradient(module: Any, options: An
     assert embedded["pixels"].grad is not None and embedded["pixels"].grad.any()
 
 
-@pytest.mark.parametrize(("module", "options", "shape"), [CASES[0], CASES[5], CASES[6]], ids=["cnn", "resnet", "light"])
+@pytest.mark.parametrize(("module", "options", "shape"), [CASES[i] for i in (0, 5, 6, 9, 12)], ids=["cnn", "resnet", "light", "inverted", "shuffle"])
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_onnx_runtime_answers_the_same_for_any_batch(module: Any, options: Any, shape: Any) -> None:
@@ -133,8 +140,57 @@ def test_weights_are_those_of_the_papers() -> None:
     assert weights(resnet, (3, 224, 224), depth=18) == 11_689_512 - 513 * 1000
     assert weights(resnet, (3, 224, 224), depth=34) == 21_797_672 - 513 * 1000
     assert weights(light, (3, 224, 224), size="full") == 3_504_872 - 1281 * 1000
+    assert weights(inverted, (3, 224, 224), size="large") == 5_483_032 - 1281 * 1000
+    assert weights(inverted, (3, 224, 224), size="small") == 2_542_856 - 1025 * 1000
+    for size, whole in (("0.5x", 1_366_792), ("1x", 2_278_604), ("1.5x", 3_503_624)):
+        assert weights(shuffle, (3, 224, 224), size=size) == whole - 1025 * 1000
+    assert weights(shuffle, (3, 224, 224), size="2x") == 7_393_996 - 2049 * 1000
     # He 2015, table 6: ResNet-20 has 0.27 million; our two projections add 2,560 weights and 192 of normalisation
     assert weights(resnet, (3, 32, 32), depth=20) == 269_722 - 650 + 2_560 + 192
+
+
+@pytest.mark.parametrize(
+    ("module", "size", "millions"),
+    # Howard 2019, table 3; Ma 2018, table 8; with a head of 1000 classes
+    [(inverted, "large", 219), (inverted, "small", 56), (shuffle, "0.5x", 41), (shuffle, "1x", 146), (shuffle, "1.5x", 299), (shuffle, "2x", 591)],
+)
+def test_multiplications_are_those_of_the_papers(module: Any, size: str, millions: int) -> None:
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        net = module.Encoder(module.Config(size=size), {"pixels": Part((3, 224, 224), "uint8")}).eval()
+        net({"pixels": torch.zeros((1, 3, 224, 224), dtype=torch.uint8)})
+    found = counter.get_total_flops() / 2e6 + net.width * 1000 / 1e6
+    assert 0.97 * millions < found < 1.01 * millions  # the papers count normalisation and activations as well
+
+
+@torch.no_grad()
+def test_a_shuffle_block_equals_the_papers_order_of_steps() -> None:
+    net = encoder(shuffle, {}, (3, 16, 16))
+    keep = next(layer for layer in net.modules() if isinstance(layer, shuffle.Keep))
+    channels = 2 * keep.body[0][0].in_channels  # type: ignore[index, operator]
+    maps = torch.randn(2, int(channels), 5, 5, generator=torch.Generator().manual_seed(0))
+    joined = torch.cat((maps[:, : channels // 2], keep.body(maps[:, channels // 2 :])), 1)
+    shuffled = joined.view(2, 2, channels // 2, 5, 5).transpose(1, 2).reshape(2, channels, 5, 5)
+    found = keep(maps)
+    assert torch.equal(found, shuffled)
+    assert torch.equal(found[:, ::2], maps[:, : channels // 2])  # half passes unchanged, and lands on both halves
+    change = next(layer for layer in net.modules() if isinstance(layer, shuffle.Change))
+    maps = torch.randn(2, change.body[0][0].in_channels, 8, 8, generator=torch.Generator().manual_seed(1))  # type: ignore[index]
+    found = change(maps)
+    assert torch.equal(found[:, ::2], change.shortcut(maps)) and torch.equal(found[:, 1::2], change.body(maps))
+
+
+@torch.no_grad()
+def test_squeeze_and_excitation_equals_a_slow_loop() -> None:
+    torch.manual_seed(0)
+    layer = inverted.Excite(24)
+    maps = torch.randn(3, 24, 4, 5)
+    squeeze, excite = (conv.weight[:, :, 0, 0].double().numpy() for conv in (layer.squeeze, layer.excite))
+    before, after = (conv.bias.double().numpy() for conv in (layer.squeeze, layer.excite))  # type: ignore[union-attr]
+    for image, out in zip(maps.double().numpy(), layer(maps).numpy(), strict=True):
+        means = np.array([channel.mean() for channel in image])
+        hidden = np.maximum(squeeze @ means + before, 0)
+        share = np.clip(excite @ hidden + after + 3, 0, 6) / 6
+        np.testing.assert_allclose(out, image * share[:, None, None], atol=1e-5)
 
 
 def test_a_column_that_is_no_image_is_refused() -> None:
@@ -165,7 +221,7 @@ def test_a_wrong_net_section_names_every_mistake() -> None:
     assert settings.parse(cnn.Config, {"widths": [8, 16]}, "model", []) == cnn.Config(widths=(8, 16))
 
 
-@pytest.mark.parametrize("family", ["cnn", "resnet", "light"])
+@pytest.mark.parametrize("family", ["cnn", "resnet", "light", "inverted", "shuffle"])
 def test_a_net_learns_to_tell_stripes(family: str) -> None:
     module = importlib.import_module(f"modelyard.nets.{family}")
     torch.manual_seed(0)

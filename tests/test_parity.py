@@ -65,7 +65,7 @@ CASES = [
     (table, None, "k-means"),
     *((texts, "label", m) for m in ("linear", "bag", "text-cnn", "transformer")),
     (texts, "labels", "linear"),
-    *((images, "label", m) for m in ("cnn", "light", "resnet")),
+    *((images, "label", m) for m in ("cnn", "inverted", "light", "resnet", "shuffle")),
 ]
 
 

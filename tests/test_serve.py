@@ -191,7 +191,7 @@ def test_openapi_describes_bodies_and_answers(plan: Client, line: Client) -> Non
         document = client.ask("GET", "/openapi.json")[1]
         assert document["openapi"].startswith("3.1") and {"info", "paths", "components"} <= set(document)
         operations = [o["operationId"] for item in document["paths"].values() for k, o in item.items() if k in ("get", "post")]
-        assert len(set(operations)) == len(operations) == 9
+        assert len(set(operations)) == len(operations) == 14
         content = document["paths"][f"/v1/models/{client.name}:predict"]["post"]
         asked = content["requestBody"]["content"]["application/json"]["schema"] | {"components": document["components"]}
         answered = content["responses"]["200"]["content"]["application/json"]["schema"] | {"components": document["components"]}
@@ -250,7 +250,8 @@ def test_wrong_addresses_methods_and_types(line: Client, plan: Client) -> None:
         ("DELETE", "/metrics", 405, "use GET"),
         ("POST", "/v1/models/other:predict", 404, "no model 'other'"),
         ("POST", "/v1/models/line/versions/9:predict", 404, "no version '9'"),
-        ("POST", "/v1/models/line:classify", 405, "use GET"),
+        ("POST", "/v1/models/line:classify", 400, "unknown key"),
+        ("POST", "/v1/models/line:explain", 405, "use GET"),
         ("GET", "/v3/x", 404, "no such route"),
         ("GET", "/static/../app.py", 404, "no such"),
         ("GET", "/static/page.html", 404, "no such"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from modelyard.project import Project
     from modelyard.project import load_project as load
     from modelyard.runtime.model import Model
+    from modelyard.store.registry import Registry
 
     train: Any
     tune: Any
@@ -34,12 +35,13 @@ if TYPE_CHECKING:
     runs: Any
     doctor: Any
     chat: Any
+    compress: Any
     load_model: Any
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Model", "ModelyardError", "Project", "__version__", "chat", "check", "doctor", "evaluate", "export", "init", "load",
+    "Model", "ModelyardError", "Project", "Registry", "__version__", "chat", "check", "compress", "doctor", "evaluate", "export", "init", "load",
     "load_model", "plan", "predict", "prepare", "project", "report", "run", "runs", "serve", "train", "tune",
 ]  # fmt: skip
 
@@ -47,12 +49,13 @@ _PLACES = {
     "Model": "modelyard.runtime.model:Model",
     "ModelyardError": "modelyard.errors:ModelyardError",
     "Project": "modelyard.project:Project",
+    "Registry": "modelyard.store.registry:Registry",
     "load": "modelyard.project:load_project",
     "load_model": "modelyard.runtime.model:Model.load",
     "project": "modelyard.project",
     "serve": "modelyard.verbs.serve:serve",  # a context manager: the verb itself would not return
 }
-_VERBS = ("chat", "check", "doctor", "evaluate", "export", "init", "plan", "predict", "prepare", "report", "run", "runs", "train", "tune")
+_VERBS = ("chat", "check", "compress", "doctor", "evaluate", "export", "init", "plan", "predict", "prepare", "report", "run", "runs", "train", "tune")
 
 
 def __getattr__(name: str) -> Any:

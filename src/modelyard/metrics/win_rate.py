@@ -1,6 +1,7 @@
-"""Share of pairs whose better answer the model finds likelier than the other one: Σ log p of whole answers; equal ones count half.
+"""Share of pairs whose better answer the model finds likelier than the other one, by the mean log p of a token; equal ones count half.
 
-Only rows with both answers (`rejected` beside the completion) count.
+Per token as in SimPO (Meng et al. 2024, arXiv 2405.14734): by the sums the shorter answer would win. Only rows with both answers
+(`rejected` beside the completion) count.
 """
 
 from __future__ import annotations

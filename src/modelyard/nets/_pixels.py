@@ -81,4 +81,29 @@ def init_convolutions(module: nn.Module) -> None:
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6, "gelu": nn.GELU, "silu": nn.SiLU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "hard-swish": nn.Hardswish,
+}
+
+
+def multiple_of_8(channels: float) -> int:
+    """The nearest multiple of 8 that loses at most a tenth (`_make_divisible` of the MobileNets' reference code)."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution, batch normalisation and, where named, activation; maps `(B, outputs, H / stride, W / stride)`."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int, activation: str | None, groups: int = 1
+    ) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+            nn.BatchNorm2d(outputs),
+            *([ACTIVATIONS[activation]()] if activation else []),
+        )

@@ -36,7 +36,7 @@ def log_normaliser(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
     (the idea of Hsu et al. 2024, Liger Kernel); they serve any backward pass that weighs all rows alike. Others compute the blocks
     again (Wijmans et al. 2024, Cut Your Losses, without its kernel).
     """
-    found: Tensor = _Normaliser.apply(hidden_ND, weight_VD, torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad))
+    found: Tensor = _apply(hidden_ND, weight_VD, torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad))
     return found
 
 
@@ -79,3 +79,15 @@ class _Normaliser(torch.autograd.Function):
         for h, g in zip(hidden_ND.split(rows), g_N.split(rows), strict=True):
             again_VD.addmm_((F.linear(h, weight_VD.to(h.dtype)).float().softmax(1) * g[:, None]).T, h.float())
         return mine_ND, again_VD.to(weight_VD.dtype), None
+
+
+_apply = _Normaliser.apply
+
+
+def leave_out() -> None:
+    """Keeps this out of graphs that are compiled from now on: its backward pass looks at a value, which they cannot.
+
+    Not said where it is defined, since the compiler takes three seconds to import.
+    """
+    global _apply
+    _apply = torch.compiler.disable(_Normaliser.apply)

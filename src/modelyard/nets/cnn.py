@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from modelyard.errors import Unsupported
 from modelyard.kinds._contract import Part
 from modelyard.nets._pixels import ACTIVATIONS, ImageEncoder, image_shape, init_convolutions
 from modelyard.settings import Between
@@ -84,6 +85,33 @@ def shape_for(config: Config, channels: int, side: int) -> tuple[tuple[int, ...]
     first = 24 if channels == 1 else 32
     widths = config.widths or tuple(first * 2**stage for stage in range(stages))
     return widths, config.depths or (1,) * len(widths), config.stem or max(3, 2 * stride - 1), stride
+
+
+def narrow(config: Config, weights: Mapping[str, Tensor], share: float, encoder: Encoder) -> tuple[Config, dict[str, Tensor]]:
+    """(settings, changed weights) of the encoder without `share` of the channels of each stage but the last, whose channels the heads read:
+    those go of which the filters have the smallest norm, summed over the stage's convolutions."""
+    widths, depths, stem, stride = shape_for(config, encoder.channels, min(encoder.height, encoder.breadth))
+    if len(widths) < 2:
+        raise Unsupported("the net has one stage, and the heads read that; distil it into a smaller one", "use")
+    stages: list[list[str]] = [[]]
+    for i, layer in enumerate(encoder.body):
+        if isinstance(layer, Halve):
+            stages.append([])
+        else:
+            stages[-1] += [f"body.{i}.body.{j}" for j in range(2)] if isinstance(layer, Residual) else [f"body.{i}"]
+    changed, narrowed, before = dict(weights), list(widths), None
+    for stage, (names, width) in enumerate(zip(stages, widths, strict=True)):
+        last = stage == len(widths) - 1
+        worth_C = sum(changed[f"{n}.0.weight"].flatten(1).norm(dim=1) for n in names)
+        assert isinstance(worth_C, Tensor)
+        kept = worth_C.topk(width if last else max(1, round(width * (1 - share)))).indices.sort().values
+        for n in names:
+            kernel = changed[f"{n}.0.weight"][kept]
+            changed[f"{n}.0.weight"] = kernel if before is None else kernel[:, before]
+            changed |= {f"{n}.1.{part}": changed[f"{n}.1.{part}"][kept] for part in ("weight", "bias", "running_mean", "running_var")}
+            before = kept
+        narrowed[stage] = len(kept)
+    return replace(config, widths=tuple(narrowed), depths=tuple(depths), stem=stem, stride=stride), changed
 
 
 class Encoder(ImageEncoder):

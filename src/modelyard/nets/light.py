@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from torch import Tensor, nn
 
 from modelyard.kinds._contract import Part
-from modelyard.nets._pixels import ACTIVATIONS, ImageEncoder, init_convolutions
+from modelyard.nets._pixels import ConvNorm, ImageEncoder, init_convolutions, multiple_of_8
 from modelyard.settings import Between
 
 STAGES: dict[str, tuple[tuple[int, int, int, int], ...]] = {
@@ -92,25 +92,6 @@ class Encoder(ImageEncoder):
         """`features_BD`: mean over positions."""
         features_BD: Tensor = self.dropout(self.body(images_BCHW).mean((2, 3)))
         return features_BD
-
-
-def multiple_of_8(channels: float) -> int:
-    """The nearest multiple of 8 that loses at most a tenth (the reference code's `_make_divisible`)."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels else rounded
-
-
-class ConvNorm(nn.Sequential):
-    """Convolution, batch normalisation and, where named, activation."""
-
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int, stride: int, activation: str | None, groups: int = 1
-    ) -> None:
-        super().__init__(
-            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
-            nn.BatchNorm2d(outputs),
-            *([ACTIVATIONS[activation]()] if activation else []),
-        )
 
 
 class InvertedResidual(nn.Module):

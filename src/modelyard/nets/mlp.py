@@ -7,12 +7,13 @@ learned frequencies, or the piecewise-linear encoding, let a small net bend as t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
+from modelyard.errors import Unsupported
 from modelyard.kinds._contract import Part
 from modelyard.nets._table import Columns, schedule
 from modelyard.settings import Between
@@ -52,6 +53,22 @@ def recipe(parts: Mapping[str, Part], rows: int, *, kinds: Sequence[str] = ()) -
 def encodings(config: Config) -> dict[str, str]:
     """Encoding of each kind of column that these settings ask for."""
     return {"number": "bins"} if config.numbers == "bins" else {}
+
+
+def narrow(config: Config, weights: Mapping[str, torch.Tensor], share: float, encoder: nn.Module) -> tuple[Config, dict[str, torch.Tensor]]:
+    """(settings, changed weights) of the encoder without `share` of the units of each hidden layer but the last, whose units the heads read:
+    those go for which the product of the norms of what comes in and what goes out is smallest."""
+    if len(config.hidden) < 2:
+        raise Unsupported("the net has one hidden layer, and the heads read that; distil it into a smaller one", "use")
+    changed = dict(weights)
+    widths = list(config.hidden)
+    for i, width in enumerate(config.hidden[:-1]):
+        here, after = f"body.{3 * i}", f"body.{3 * i + 3}.weight"
+        worth_H = changed[f"{here}.weight"].norm(dim=1) * changed[after].norm(dim=0)
+        kept = worth_H.topk(max(1, round(width * (1 - share)))).indices.sort().values
+        changed |= {f"{here}.{part}": changed[f"{here}.{part}"][kept] for part in ("weight", "bias")} | {after: changed[after][:, kept]}
+        widths[i] = len(kept)
+    return replace(config, hidden=tuple(widths)), changed
 
 
 class Encoder(Columns):

@@ -21,6 +21,7 @@ from modelyard.runtime.pipeline import Column, Encoded, Pipeline, dense
 from modelyard.runtime.quick import Quick
 from modelyard.runtime.rows import may_be_absent, to_columns
 from modelyard.store import folder as store
+from modelyard.store import signature
 from modelyard.store.state import read_arrays
 
 BLOCK = 512
@@ -64,6 +65,8 @@ class Model:
         """
         folder = Path(folder)
         manifest = store.read(folder)
+        if replay:  # parts are covered by the manifest of the whole
+            signature.require(folder)
         arrays: dict[str, np.ndarray] = {}
         for name in manifest["files"]:
             if name in ("states.safetensors", "arrays.safetensors"):

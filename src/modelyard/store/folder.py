@@ -50,9 +50,10 @@ def read(folder: Path) -> dict[str, Any]:
     """
     manifest = read_manifest(folder)
     problems = []
+    inside = folder.resolve()
     for name, entry in manifest["files"].items():
         path = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink():
+        if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink() or not path.resolve().is_relative_to(inside):
             problems.append(Problem("lies outside the folder or is a link", name))
         elif not path.is_file():
             problems.append(Problem("is missing", name))

@@ -136,11 +136,16 @@ def machine() -> dict[str, Any]:
 
 
 def model_folder(given: str | Path | None, runs: Path) -> Path:
-    """The model folder that a user means: a model, an export, a run folder, a run's name, or the latest run's model.
+    """The model folder that a user means: a model, an export, a run folder, a run's name, `models:/NAME@ALIAS`, or the latest run's model.
 
     Raises `ArtefactError` naming what there is.
     """
     if given is not None:
+        if str(given).startswith("models:"):
+            from modelyard.store.registry import resolve
+
+            if (registered := resolve(str(given))) is not None:
+                return registered
         path = Path(given)
         for found in (path, path / "model"):
             if (found / "manifest.json").is_file():

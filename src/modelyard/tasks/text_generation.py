@@ -53,22 +53,26 @@ def examine(model: Any, rows: pl.DataFrame, output: str) -> tuple[Answers, pl.Se
     said = model.predict_examples(some.select(column), {"max_tokens": min(200, length), "temperature": 0.8 if corpus else 0.0}, 0)
     texts = [*said.columns[output].to_list(), *[None] * (rows.height - some.height)]
     columns = {output: pl.Series(texts, dtype=pl.String), f"{output}.nll": found[0], f"{output}.tokens": found[1], f"{output}.hits": found[2]}
-    columns |= {f"{output}.{k}": v for k, v in _won(model, rows, output, found[0], length).items()}
+    columns |= {f"{output}.{k}": v for k, v in _won(model, rows, output, found[0] / np.maximum(found[1], 1), length).items()}
     columns[f"{output}.bytes"] = truth.fill_null("").str.len_bytes().cast(pl.Float64).to_numpy()
     return Answers(pl.DataFrame(columns), [], rows.height, model.name, model.version), truth
 
 
-def _won(model: Any, rows: pl.DataFrame, output: str, nll_B: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    """`wins` (1, 0, or ½ where they are equal) and `pairs`, where rows have a worse answer, `rejected`; empty where none has."""
+def _won(model: Any, rows: pl.DataFrame, output: str, better_B: np.ndarray, length: int) -> dict[str, np.ndarray]:
+    """`wins` (1, 0, or ½ where they are equal) and `pairs`, where rows have a worse answer, `rejected`; empty where none has.
+
+    `better_B` are the true texts' mean -log p of a token: by the sums the shorter answer would win.
+    """
     if "rejected" not in rows.columns or rows["rejected"].null_count() == rows.height:
         return {}
     pipeline, column = model.pipeline, model.pipeline.inputs[0].name
     other = rows.with_columns(rows["rejected"].fill_null("").alias(output))
     encoded = pipeline.encode(other.select(column))
     ids = pipeline.targets(other, encoded.contexts)[f"{output}.ids"]
-    worse_B = _each(model.graphs["score"], encoded.arrays[f"{column}.tokens"], ids, length)[0]
+    nll_B, tokens_B, _ = _each(model.graphs["score"], encoded.arrays[f"{column}.tokens"], ids, length)
+    worse_B = nll_B / np.maximum(tokens_B, 1)
     pairs_B = rows["rejected"].is_not_null().to_numpy().astype(np.float64)
-    return {"wins": pairs_B * np.where(nll_B == worse_B, 0.5, nll_B < worse_B), "pairs": pairs_B}
+    return {"wins": pairs_B * np.where(better_B == worse_B, 0.5, better_B < worse_B), "pairs": pairs_B}
 
 
 def _corpus(score: Any, ids: Ragged, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -95,6 +95,10 @@ class Language(Encoding):
         state = state if config.base is None else read(Path(config.base), state)
         return state if config.template is None else replace(state, template=config.template)
 
+    def kept(self, config: LanguageConfig) -> LanguageConfig:
+        """Without the folder of the base: its tokenizer is in the state."""
+        return replace(config, base=None)
+
     def update(self, state: LanguageState, column: pl.Series) -> LanguageState:
         """Keeps texts, up to the sample; nothing where the tokenizer is given."""
         return state if state.tokenizer else replace(state, texts=_sampled(state.texts + self.texts(column), state.sample))

@@ -12,7 +12,7 @@ from modelyard.runtime.engine import SLOTS, Ask, Engine
 from modelyard.runtime.sampling import PARAMS as DRAWING
 
 PARAMS = (
-    Param("max_tokens", "int", 128, 1, 100_000, doc="tokens to write at most; a prompt that leaves no room for them loses its beginning"),
+    Param("max_tokens", "int", 128, 1, 100_000, doc="tokens to write at most; fewer where the prompt leaves less room, but never less than half the context"),
     *DRAWING,
     Param("frequency", "float", 0.0, -2.0, 2.0, doc="taken from a token's logit for each time it was written"),
     Param("presence", "float", 0.0, -2.0, 2.0, doc="taken from a token's logit once it was written"),
@@ -27,12 +27,12 @@ def run(
     included) and `gap` (B,) the smallest distance between the two most likely tokens on its way (0 where tokens were drawn)."""
     decoder = graphs["decoder"].fresh()  # a server answers several calls at once
     prompts_BL, length_B = inputs[f"{decoder.column}.tokens"], inputs[f"{decoder.column}.length"]
-    most = min(int(params["max_tokens"]), decoder.context - 1)
-    prompts = [begin(row[:n], decoder, most) for row, n in zip(prompts_BL, length_B.tolist(), strict=True)]
-    engine = Engine(decoder, slots=min(SLOTS, len(prompts)), length=max(map(len, prompts)) + most)
+    rooms = [room(n, int(params["max_tokens"]), decoder.context) for n in length_B.tolist()]
+    prompts = [begin(row[:n], decoder, most) for row, n, most in zip(prompts_BL, length_B.tolist(), rooms, strict=True)]
+    engine = Engine(decoder, slots=min(SLOTS, len(prompts)), length=max(len(p) + most for p, most in zip(prompts, rooms, strict=True)))
     drawing = {p.name: params[p.name] for p in PARAMS if p.name != "max_tokens"}
     texts = [
-        engine.submit(Ask(prompt=p, max_tokens=most, generator=random.generator(i), judged=True, **drawing)) for i, p in enumerate(prompts)
+        engine.submit(Ask(prompt=p, max_tokens=rooms[i], generator=random.generator(i), judged=True, **drawing)) for i, p in enumerate(prompts)
     ]
     engine.run()
     ids_BT = np.full((len(texts), max(1, *(len(t.ids) for t in texts)) + 1), decoder.ends[0], np.int64)
@@ -43,6 +43,12 @@ def run(
         f"{decoder.output}.ids": ids_BT, f"{decoder.output}.score": score_B,
         f"{decoder.output}.gap": np.array([min(t.gap, 1e9) for t in texts]),
     }  # fmt: skip
+
+
+def room(prompt: int, asked: int, context: int) -> int:
+    """Tokens that may be written after a prompt of so many: what was asked for, else what the prompt leaves, but half the context at least
+    (a prompt that is longer than the rest loses its beginning)."""
+    return min(asked, max(context - max(1, prompt), context // 2))
 
 
 def begin(prompt: np.ndarray, decoder: Any, room: int) -> np.ndarray:

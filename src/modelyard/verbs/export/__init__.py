@@ -1,10 +1,11 @@
 """Writes a model in a form that runs elsewhere, and refuses if it answers the stored examples differently.
 
 A form is a file beside this one: `section(model, folder)` writes a model folder's files and gives its section of the manifest, `make(model,
-folder)` writes files for other programs and gives what is to be told of them.
+folder)` writes files for other programs and gives what is to be told of them. A model that a form cannot hold is refused with the reason;
+none is written in another form instead.
 
 modelyard export runs/churn-0001
-modelyard export runs/churn-0001 export.format=onnx
+modelyard export runs/churn-0001 export.format=docker
 modelyard export runs/assistant-0001 export.format=gguf
 """
 
@@ -13,13 +14,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from modelyard import registry
 from modelyard.errors import Unsupported
+from modelyard.runtime.answers import Graph
 from modelyard.runtime.model import Model
 from modelyard.store import atomic
 from modelyard.store import folder as store
@@ -33,9 +35,15 @@ class Config:
 
     SHORTHAND: ClassVar[str] = "format"
 
-    format: Literal["onnx", "safetensors", "adapter", "gguf"] = "onnx"
-    """onnx: a folder with ONNX graphs that the core serves without torch. Of language models: safetensors (whole weights in Hugging Face's
-    layout), adapter (in PEFT's layout, without its base), gguf (one file for llama.cpp)."""
+    format: Literal[
+        "onnx", "openvino", "executorch", "litert", "torch-export", "triton", "docker", "kubernetes", "safetensors", "adapter", "gguf"
+    ] = "onnx"
+    """onnx: a folder with ONNX graphs that the core serves without torch; openvino and executorch: the same with those runtimes (extras of
+    those names). torch-export: `.pt2` files without pickle. triton: a model repository with the ONNX graphs. docker: Dockerfile, compose
+    file and all that the image holds; kubernetes: that, and the manifests that run it. Of language models: safetensors (whole weights in
+    Hugging Face's layout), adapter (in PEFT's layout, without its base), gguf (one file for llama.cpp)."""
+    image: str | None = None
+    """Of docker and kubernetes: the image's name and tag; without it the model's name and version."""
 
 
 @dataclass
@@ -58,30 +66,59 @@ class Exported:
         return f"{self.folder}: {self.bytes / 1e6:.2f} MB, {p['rows']} examples replayed, largest difference {p['max_difference']:.2g}, {p['ties']} ties"
 
 
-def export(folder: Path, form: str = "onnx", *, trust_code: bool = False) -> Exported:
-    """Make `exports/<form>` beside the model folder; it holds everything that predicting needs.
+def export(folder: Path, form: str = "onnx", *, trust_code: bool = False, image: str | None = None, into: Path | None = None) -> Exported:
+    """Make `exports/<form>` beside the model folder (or the folder `into`); it holds everything that predicting needs.
 
     Raises `ParityError` (and leaves nothing) where a stored example is answered differently, alone or in a batch.
     """
     model = Model.load(folder, trust_code=trust_code)
-    target = folder.parent / "exports" / form
-    if target.exists():
+    target = into or folder.parent / "exports" / form
+    if into is None and target.exists():
         number = 2
         while (again := target.with_name(f"{form}-{number}")).exists():
             number += 1
         target = again
     module = registry.load("verbs/export", form)
     if hasattr(module, "make"):
+        given = {"trust_code": trust_code, "image": image}
         with atomic.whole(target) as aside:
-            found = {"parity": module.make(model, aside), "milliseconds": None}
-        return _listed(model, target, form, found)
+            made = module.make(model, aside, **{k: v for k, v in given.items() if k in getattr(module, "TAKES", ())})
+        return _listed(model, target, form, made if "parity" in made else {"parity": made, "milliseconds": None})
+    return _listed(model, target, form, written(model, target, form, trust_code))
+
+
+def written(model: Model, target: Path, form: str, trust_code: bool = False) -> dict[str, Any]:
+    """Makes the model folder of a form and replays it: `parity`, and `milliseconds` of one row. Leaves nothing where that fails."""
     store.write(target, *_form(model, form, trust_code))
     try:
-        found = _prove(target)
+        return prove(Model.load(target))
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
-    return _listed(model, target, form, found)
+
+
+def light(model: Model, target: Path, trust_code: bool = False) -> dict[str, Any]:
+    """The model folder that an image holds: ONNX, or what predicts with the core alone as it is. Raises `Unsupported` where there is none."""
+    refusal: Unsupported | None = None
+    if model.backend != "onnx":
+        try:
+            return written(model, target, "onnx", trust_code)
+        except Unsupported as error:
+            refusal = error
+    if any(m.backend not in ("numpy", "onnx", "composite") for m in (model, *getattr(model, "parts", []))):
+        assert refusal is not None
+        raise Unsupported(f"an image holds what the core predicts with, without torch, and {refusal.message}", refusal.why)
+    shutil.copytree(model.folder, target)
+    return prove(Model.load(target))
+
+
+def replayed(model: Model, graphs: Mapping[str, Graph], backend: str) -> dict[str, Any]:
+    """`prove` of the model with other graphs: what a form does that is no model folder."""
+    from dataclasses import replace
+
+    exported = replace(model, graphs=dict(graphs), backend=backend, parity=None)
+    exported.parity = exported.replay()
+    return prove(exported)
 
 
 def _listed(model: Model, target: Path, form: str, found: dict[str, Any]) -> Exported:
@@ -127,9 +164,8 @@ def _part(part: Model, target: Path, form: str, trust_code: bool) -> None:
         shutil.copytree(part.folder, target)
 
 
-def _prove(target: Path) -> dict[str, Any]:
-    """Replay in a batch and row by row: a graph that froze the batch size must not pass."""
-    exported = Model.load(target)
+def prove(exported: Model) -> dict[str, Any]:
+    """Stored examples in a batch and row by row: a graph that froze the batch size must not pass. Raises `ParityError`."""
     rows = exported.examples
     whole = exported.predict(rows)
     from modelyard.runtime.answers import compare
@@ -161,4 +197,4 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Exported:
     from modelyard.store.run import model_folder
 
     config: Config = project.section("export")
-    return export(model_folder(model, project.base / "runs"), config.format, trust_code=options.trust_code)
+    return export(model_folder(model, project.base / "runs"), config.format, trust_code=options.trust_code, image=config.image)

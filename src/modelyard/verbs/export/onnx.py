@@ -6,6 +6,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +41,7 @@ def write(model: Model, target: Path, *, trust_code: bool = False) -> dict[str, 
 
     Raises `Unsupported` where an estimator has no graph, `ArtefactError` where torch cannot express the network in ONNX.
     """
-    if "decoder" in model.graphs:
-        reason = "it keeps the keys and values of many texts at once, which its ONNX form would copy at every token"
-        raise Unsupported(f"a causal language model is not exported to ONNX: {reason}; use export.format: gguf or safetensors", "never")
+    _no_decoder(model, "ONNX")
     recorded = record(model)
     if model.manifest["model"]["backend"] == "numpy":
         return _estimator(model, target, recorded["main"])
@@ -90,15 +89,35 @@ def _estimator(model: Model, target: Path, inputs: Mapping[str, np.ndarray]) -> 
     return {"main": "model.onnx"}
 
 
-def _network(model: Model, target: Path, recorded: Mapping[str, Mapping[str, np.ndarray]], trust_code: bool) -> dict[str, str]:
+def _no_decoder(model: Model, form: str) -> None:
+    if "decoder" in model.graphs:
+        reason = f"it keeps the keys and values of many texts at once, which its {form} form would copy at every token"
+        raise Unsupported(f"a causal language model is not exported to {form}: {reason}; use export.format: gguf or safetensors", "never")
+
+
+def modules_of(model: Model, form: str, *, trust_code: bool = False) -> dict[str, torch.nn.Module]:
+    """The torch modules of a model by graph. Raises `Unsupported` where it has none: estimators, models of models, language models."""
+    _no_decoder(model, form)
+    backend = model.manifest["model"]["backend"]
+    if backend != "torch":
+        what = {"numpy": "an estimator, which computes in NumPy", "composite": "a model made of models; export its parts"}.get(backend, "an export")
+        raise Unsupported(f"{form} is made from a torch network, and {model.name} is {what}; export.format: onnx takes it", "use")
     from modelyard.runtime.backends.torch import rebuild
 
     network = rebuild(model.folder, model.manifest, model.pipeline, trust_code=trust_code)
-    modules = network.graphs() if hasattr(network, "graphs") else {"main": network}  # type: ignore[operator]
+    return network.graphs() if hasattr(network, "graphs") else {"main": network}  # type: ignore[operator, no-any-return]
+
+
+def lengths(model: Model, module: torch.nn.Module) -> set[str]:
+    """Inputs of a graph whose second axis has a length of its own."""
+    return _ragged(model) | getattr(module, "ragged", frozenset())
+
+
+def _network(model: Model, target: Path, recorded: Mapping[str, Mapping[str, np.ndarray]], trust_code: bool) -> dict[str, str]:
     files = {}
-    for name, module in modules.items():
+    for name, module in modules_of(model, "ONNX", trust_code=trust_code).items():
         files[name] = "model.onnx" if name == "main" else f"{name}.onnx"
-        (target / files[name]).write_bytes(export_module(module, recorded[name], _ragged(model) | getattr(module, "ragged", frozenset())))
+        (target / files[name]).write_bytes(export_module(module, recorded[name], lengths(model, module)))
     return files
 
 
@@ -107,13 +126,26 @@ def _ragged(model: Model) -> set[str]:
     return {f"{i}.{p}" for i, found in parts.items() for p, part in found.items() if part.ragged} | {f"{i}.{PLACES}" for i in parts}
 
 
-def export_module(module: torch.nn.Module, inputs: Mapping[str, np.ndarray], ragged: set[str]) -> bytes:
-    """ONNX bytes of a module that maps a dict of tensors to a dict of tensors, traced with `inputs` (at least 2 examples)."""
+@dataclass
+class Trace:
+    """What an exporter needs of a module that maps a dict of tensors to another."""
+
+    module: torch.nn.Module
+    """The same with positional inputs and outputs."""
+    tensors: tuple[torch.Tensor, ...]
+    inputs: list[str]
+    outputs: list[str]
+    shapes: dict[str, Any]
+    """Dynamic axes, as `torch.export` wants them: the batch, and the lengths of texts."""
+
+
+def trace(module: torch.nn.Module, inputs: Mapping[str, np.ndarray], ragged: set[str], most: int = 2**20) -> Trace:
+    """`inputs` are an example of what the module sees; `most` bounds the dynamic axes."""
     import torch
 
     names = sorted(inputs)
     # the exporter takes a size of 0 or 1 as a constant: trace with at least two examples and two positions
-    tensors = [torch.from_numpy(_at_least_two(inputs[n], n in ragged)) for n in names]
+    tensors = tuple(torch.from_numpy(_at_least_two(inputs[n], n in ragged)) for n in names)
     with torch.inference_mode():
         produced = sorted(module(dict(zip(names, tensors, strict=True))))
 
@@ -126,21 +158,45 @@ def export_module(module: torch.nn.Module, inputs: Mapping[str, np.ndarray], rag
             out = self.inner(dict(zip(names, values, strict=True)))
             return tuple(out[k] for k in produced)
 
-    batch = torch.export.Dim("batch", min=1, max=2**20)
+    batch = torch.export.Dim("batch", min=1, max=most)
     length: dict[str, Any] = {}
     shapes = []
     for n in names:
         axes: dict[int, Any] = {0: batch}
         if n in ragged:
             column = n if n.endswith(f".{PLACES}") else n.rsplit(".", 1)[0]
-            axes[1] = length.setdefault(column, torch.export.Dim(f"length_{len(length)}", min=1, max=2**20))
+            axes[1] = length.setdefault(column, torch.export.Dim(f"length_{len(length)}", min=1, max=most))
         shapes.append(axes)
+    return Trace(Positional().eval(), tensors, names, produced, {"values": tuple(shapes)})
+
+
+def traced(module: torch.nn.Module, inputs: Mapping[str, np.ndarray], ragged: set[str]) -> tuple[Any, list[str], list[str]]:
+    """(`torch.export.ExportedProgram`, names of its inputs, of its outputs)."""
+    import torch
+
+    found = trace(module, inputs, ragged)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(found.module, found.tensors, dynamic_shapes=found.shapes)
+    except Exception as error:  # torch raises many classes, all meaning: this module cannot be traced
+        reason = str(error).strip().partition("\n")[0][:300]
+        raise Unsupported(f"torch.export cannot trace the network: {reason}; export.format: onnx may take it", "never") from error
+    return program, found.inputs, found.outputs
+
+
+def export_module(module: torch.nn.Module, inputs: Mapping[str, np.ndarray], ragged: set[str]) -> bytes:
+    """ONNX bytes of a module that maps a dict of tensors to a dict of tensors, traced with `inputs` (at least 2 examples)."""
+    import torch
+
+    found = trace(module, inputs, ragged)
+    outputs = [f"{p}{AGAIN}" if p in found.inputs else p for p in found.outputs]
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                Positional().eval(), tuple(tensors), None, dynamo=True, opset_version=OPSET, verbose=False,
-                input_names=names, output_names=[f"{p}{AGAIN}" if p in names else p for p in produced], dynamic_shapes={"values": tuple(shapes)}, optimize=True,
+                found.module, found.tensors, None, dynamo=True, opset_version=OPSET, verbose=False,
+                input_names=found.inputs, output_names=outputs, dynamic_shapes=found.shapes, optimize=True,
             )  # fmt: skip
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "onnxscript", "train") from None

@@ -71,23 +71,23 @@ def describe(project: Any) -> Plan:
 
     config = project.section("train")
     bound = bind(project.data, project.task, project.base, seed=config.seed)
-    pipeline = bound.pipeline
-    if search.searches(project.model.value, bound, config.preset):
-        names, facts = search.planned(project.model.value, config)
+    pipeline, model = bound.pipeline, learner.located(project.base, project.model.value)
+    if search.searches(model, bound, config.preset):
+        names, facts = search.planned(model, config)
         return _plan(project, bound, names, None, facts)
-    choice = learner.choose(project.model.value, pipeline, bound.tasks, bound.rows["train"])
+    choice = learner.choose(model, pipeline, bound.tasks, bound.rows["train"])
     parameters, training, seen = None, {}, []
     if choice.parts:
         training = dict(choice.combine)
     elif not choice.estimator:
         from modelyard.nets import _network
-        from modelyard.verbs.train import fit_net
+        from modelyard.verbs.train import align, fit_net
         from modelyard.verbs.train.config import resolve
 
         learner.set_encodings(choice, pipeline)
         pipeline.fit([bound.splits["train"]])
         spec, families = fit_net.describe(choice, pipeline, bound.rows["train"])
-        used, origins = resolve(config, *families)
+        used, origins = resolve(config, *align.defaults(config), *families)
         network = _network.build(spec, pipeline.parts(), pipeline.cardinalities(), pipeline.heads(), trust_code=True)
         parameters = sum(p.numel() for p in network.parameters())
         training = {k.split(".")[1]: getattr(used, k.split(".")[1]) for k in origins}

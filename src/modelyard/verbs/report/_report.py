@@ -49,6 +49,8 @@ class Report:
     """What a search in each fold chose: `{repeat, fold, params, value, scores}`."""
     search: Mapping[str, Any] = field(default_factory=dict)
     """Of a run of `tune`: its trials and what was searched, see `pictures.py`."""
+    stages: list[Mapping[str, Any]] = field(default_factory=list)
+    """Of a run of `compress`, see `verbs/compress`."""
 
     @classmethod
     def of_run(cls, folder: Path, evaluation: Mapping[str, Any] | None = None) -> Report:
@@ -82,6 +84,7 @@ class Report:
             facts={**_mapping(facts.get("facts")), **_about(facts)},
             pictures=_mapping(facts.get("pictures")),
             search=_mapping(facts.get("search")),
+            stages=[e for e in facts.get("stages") or [] if isinstance(e, Mapping)],
             leaderboard=[e for e in facts.get("leaderboard") or [] if isinstance(e, Mapping)],
             folds=_mapping(run.read("metrics.json").get("folds")),
             promises=_mapping(facts.get("promises")),

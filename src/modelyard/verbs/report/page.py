@@ -16,6 +16,7 @@ from modelyard.verbs.report._promises import section as promises
 from modelyard.verbs.report._promises import tried_data
 from modelyard.verbs.report._report import Report
 from modelyard.verbs.report._search import section as search
+from modelyard.verbs.report._stages import section as stages
 from modelyard.verbs.report._style import STYLE
 from modelyard.verbs.report._svg import number
 from modelyard.verbs.report._words import Say, words
@@ -38,6 +39,7 @@ def render(report: Report, lang: str = "en") -> str:
     say = words(lang)
     sections = [
         ("search", search(report.search, say, _figure, _table)),
+        ("stages", stages(report.stages, say, _table)),
         ("training", _training(report, say)),
         ("leaderboard", _leaderboard(report, say)),
         ("folds", _folds(report, say)),

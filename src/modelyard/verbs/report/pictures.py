@@ -16,6 +16,7 @@ The data of each name is what `modelyard.metrics._pictures.picture_data` gives (
     leaderboard     {entries: [{model, weight, value, low, high}], metric, better}
     metrics         {items: [{name, value, low, high, baseline}]}
     importance      {items: [{name, value, low?, high?}], about?}
+    pareto                            {metric, better, limit, points: [{stage, accepted, value, bytes, milliseconds_1}]}
     search_history, search_settings   {metric, better, best, axes: {key: {log, values}}, trials: [{trial, params, state, value, …}]}
 """
 
@@ -32,6 +33,7 @@ from modelyard.verbs.report._matrix import confusion
 from modelyard.verbs.report._points import clusters, predicted_true, residuals
 from modelyard.verbs.report._promises import coverage, reliability, tried
 from modelyard.verbs.report._search import history, settings
+from modelyard.verbs.report._stages import pareto
 from modelyard.verbs.report._svg import standalone
 from modelyard.verbs.report._words import Say, words
 
@@ -58,6 +60,7 @@ PICTURES: dict[str, Callable[[Mapping[str, Any], Say], str]] = {
     "importance": importance,
     "balance": partial(counts, title="balance"),
     "lengths": partial(histogram, title="lengths"),
+    "pareto": pareto,
     "search_history": history,
     "search_settings": settings,
 }

@@ -31,7 +31,7 @@ from modelyard.runtime.model import Model
 from modelyard.verbs.serve import inference, openapi, page
 from modelyard.verbs.serve.access import Access
 from modelyard.verbs.serve.batching import Batcher
-from modelyard.verbs.serve.body import SIGNATURE, SIZE, Refused, Request, check_type, parse, unpack
+from modelyard.verbs.serve.body import SIGNATURE, SIZE, Refused, Request, check_type, examples, parse, unpack
 from modelyard.verbs.serve.chat import Writing, fault
 from modelyard.verbs.serve.telemetry import Telemetry, text
 from modelyard.verbs.serve.workers import Workers
@@ -87,6 +87,7 @@ class Service:
         self.paths = {f"{stem}:predict", f"{stem}/versions/1:predict", f"{stem}/versions/{model.version}:predict"}
         self.access = access or Access()
         self.outputs = {f.name for f in model.signature.outputs}
+        self.files = frozenset(f.name for f in model.signature.inputs if f.kind == "image")
         self.telemetry = Telemetry(self.name, model.version)
         self.telemetries: Callable[[], list[Telemetry]] = lambda: [self.telemetry]
         self.listed: Callable[[], list[dict[str, Any]]] = lambda: [
@@ -150,6 +151,11 @@ class Service:
             self._route("/v1/chat/completions", "chat", self.writing.chat, "POST", fault=fault),
             self._route("/v1/completions", "completions", self.writing.completions, "POST", fault=fault),
             self._route("/v1/embeddings", "embeddings", self.writing.embeddings, "POST", fault=fault),
+            *(
+                self._route(f"/v1/models/{name}{version}:{method}", "predict", handler, "POST")
+                for version in ("/versions/{version:str}", "")
+                for method, handler in (("classify", self.classify), ("regress", self.regress))
+            ),
             self._route(f"/v1/models/{name}/versions/{{version:str}}:predict", "predict", self.elsewhere, "POST"),
             self._route(f"/v1/models/{name}/versions/{{version:str}}/metadata", "metadata", self.metadata),
             self._route(f"/v1/models/{name}/versions/{{version:str}}", "status", self.status),
@@ -278,7 +284,7 @@ class Service:
             if len(raw) > SMALL or encoding not in ("", "identity"):
                 self._in_thread(lambda: self._apart(raw, encoding, origin), finish)
                 return caller
-            asked = parse(raw)
+            asked = parse(raw, self.files)
             if asked.rows and self.merges and asked.params is None:
                 self.batcher.submit(asked.rows, lambda answers: told(asked, answers))
             else:
@@ -326,7 +332,7 @@ class Service:
         return b"".join(pieces)
 
     def _apart(self, raw: bytes, encoding: str, origin: Origin) -> bytes:
-        asked = parse(unpack(raw, encoding, self.limit))
+        asked = parse(unpack(raw, encoding, self.limit), self.files)
         return self._reply(asked, self._answers(asked), origin)
 
     def _answers(self, asked: Request) -> list[dict[str, Any]]:
@@ -370,6 +376,29 @@ class Service:
         names = list(dict.fromkeys(key for i, a in enumerate(answers) if i not in failed for key in a)) or sorted(self.outputs)
         columns = {name: [a if i in failed else a.get(name) for i, a in enumerate(answers)] for name in names}
         return columns[names[0]] if len(names) == 1 and len(self.outputs) == 1 else columns
+
+    async def classify(self, request: HttpRequest) -> Response:
+        """TensorFlow Serving: pairs of label and score of each example, the likeliest first."""
+        name, answers = await self._examined(request, "classify", [f.name for f in self.model.signature.outputs if f.labels])
+        scores = [a[f"{name}.scores"] for a in answers]
+        return JSONResponse({"results": [sorted(map(list, s.items()), key=lambda pair: -pair[1]) for s in scores]})
+
+    async def regress(self, request: HttpRequest) -> Response:
+        """TensorFlow Serving: a number of each example."""
+        name, answers = await self._examined(request, "regress", [f.name for f in self.model.signature.outputs if f.kind == "number"])
+        return JSONResponse({"results": [a[name] for a in answers]})
+
+    async def _examined(self, request: HttpRequest, method: str, outputs: list[str]) -> tuple[str, list[dict[str, Any]]]:
+        """(output, answers) of examples. There is no error of a row in this form, so one that fails is an error of the request."""
+        self._named(request)
+        check_type(request.headers.get("content-type", ""))
+        raw = unpack(await self._body(request.receive), request.headers.get("content-encoding", "").strip().lower(), self.limit)
+        rows, name = examples(raw, method, outputs, self.files)
+        asked = Request(rows, False, None, None, True)
+        answers = await self.answered(asked)
+        if bad := self._told(asked, answers, request.state.origin):
+            raise Refused(400, "; ".join(f"example {i}: {e['column']} {e['reason']}" for i, e in bad[:5]))
+        return name, answers
 
     async def models(self, request: HttpRequest) -> Response:
         """The models served here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import zlib
@@ -94,9 +95,14 @@ def read(raw: bytes, like: str) -> dict[str, Any]:
     return body
 
 
-def parse(raw: bytes) -> Request:
-    """The request of a JSON body. Raises `Refused` with what came and what is allowed."""
+def parse(raw: bytes, files: frozenset[str] | None = None) -> Request:
+    """The request of a JSON body. Raises `Refused` with what came and what is allowed.
+
+    `files`: the inputs whose `{"b64": …}` stays what it is (pictures); of all others it is a text in UTF-8. None: no input is looked at.
+    """
     body = read(raw, '{"instances": [{…}]}')
+    if files is not None and b'"b64"' in raw:
+        body = {k: [texts_of(v, "", files) for v in value] if isinstance(value, list) else texts_of(value, "", files) for k, value in body.items()}
     known = {"instances", "inputs", "signature_name", "params", "seed", "strict"}
     if extra := sorted(set(body) - known):
         raise Refused(400, f"unknown key(s) {', '.join(map(str, extra))[:200]}; expected {', '.join(sorted(known))}")
@@ -121,6 +127,53 @@ def parse(raw: bytes) -> Request:
     if len(rows) > ROWS:
         raise Refused(413, f"{len(rows)} rows came; at most {ROWS} are answered at once")
     return Request(rows, "inputs" in body, params, seed, strict)
+
+
+def examples(raw: bytes, method: str, outputs: list[str], files: frozenset[str]) -> tuple[list[Any], str]:
+    """(rows, the output that is asked for) of TensorFlow Serving's `:classify` and `:regress`; `outputs` are those that the method can tell of.
+
+    Raises `Refused` with what came and what is allowed.
+    """
+    body = read(raw, '{"examples": [{…}]}')
+    if extra := sorted(set(body) - {"examples", "context", "signature_name"}):
+        raise Refused(400, f"unknown key(s) {', '.join(map(str, extra))[:200]}; expected examples, context, signature_name")
+    found, context, signature = body.get("examples"), body.get("context"), body.get("signature_name")
+    if not isinstance(found, list) or not all(isinstance(e, dict) for e in found):
+        raise Refused(400, "examples must be a list of objects")
+    if context is not None and not isinstance(context, dict):
+        raise Refused(400, "context must be an object of what all examples share")
+    if len(found) > ROWS:
+        raise Refused(413, f"{len(found)} examples came; at most {ROWS} are answered at once")
+    if not outputs:
+        raise Refused(400, f"this model has no output that :{method} could tell; use :predict")
+    if signature in (None, "", SIGNATURE, f"tensorflow/serving/{method}"):
+        if len(outputs) > 1:
+            raise Refused(400, f"there are several outputs; name one as signature_name: {', '.join(outputs)}")
+        signature = outputs[0]
+    if signature not in outputs:
+        raise Refused(400, f"unknown signature_name {str(signature)[:80]!r}; there is {', '.join(outputs)}")
+    return [texts_of({k: _single(v) for k, v in {**(context or {}), **e}.items()}, "", files) for e in found], str(signature)
+
+
+def _single(value: Any) -> Any:
+    """A feature of an example may be written as a list of one value."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def texts_of(value: Any, name: str, files: frozenset[str]) -> Any:
+    """`{"b64": …}` as the text that it encodes, where the input `name` is none of `files`. Raises `Refused` where it is no UTF-8."""
+    if isinstance(value, list):
+        return [texts_of(v, name, files) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"b64"} and isinstance(value["b64"], str):
+        if name in files or (not name and len(files) == 1):
+            return value
+        try:
+            return base64.b64decode(value["b64"], validate=True).decode("utf-8")
+        except ValueError:  # binascii.Error and UnicodeDecodeError
+            raise Refused(400, f"a value b64{' of ' + name[:80] if name else ''} is not base64 of a text in UTF-8") from None
+    return {k: texts_of(v, str(k), files) for k, v in value.items()}
 
 
 def _rows(columns: Any) -> list[Any]:

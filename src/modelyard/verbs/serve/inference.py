@@ -19,7 +19,7 @@ import numpy as np
 
 from modelyard.runtime.answers import Field
 from modelyard.runtime.model import Model
-from modelyard.verbs.serve.body import ROWS, Refused
+from modelyard.verbs.serve.body import ROWS, Refused, read
 
 TYPES = {
     "BOOL": np.bool_, "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64, "INT8": np.int8, "INT16": np.int16,
@@ -27,6 +27,9 @@ TYPES = {
 }  # fmt: skip
 WRITTEN = {"number": "FP64", "cluster": "INT64", "timestamp": "BYTES"}
 """Types of answers by kind; BYTES otherwise."""
+
+
+LIKE = '{"inputs": [{"name": "x", "shape": [1], "datatype": "FP64", "data": [0.5]}]}'
 
 
 def metadata(model: Model, name: str) -> dict[str, Any]:
@@ -54,28 +57,28 @@ def rows_of(raw: bytes, header: str, fields: Sequence[Field]) -> tuple[list[dict
         if not header.isdecimal() or int(header) > len(raw):
             raise Refused(400, f"Inference-Header-Content-Length is {header[:40]!r}; the body has {len(raw)} bytes")
         size = int(header)
-    try:
-        asked = json.loads(raw[:size].decode("utf-8"))
-        tensors = asked["inputs"]
-        named = {t["name"]: t for t in tensors}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Refused(400, f'the body is no inference request ({str(error)[:80]}); send {{"inputs": [{{"name", "shape", "datatype", "data"}}]}}') from None
+    asked = read(raw[:size], LIKE)
+    tensors = asked.get("inputs")
+    if not isinstance(tensors, list) or not tensors or not all(isinstance(t, dict) and isinstance(t.get("name"), str) for t in tensors):
+        raise Refused(400, f"inputs must be a list of tensors with names, such as {LIKE}")
+    _check(asked)
+    named = {t["name"]: t for t in tensors}
     known = {f.name: f for f in fields}
-    mistakes = [f"{name!r} is no input" for name in named if name not in known]
+    mistakes = [f"{name[:80]!r} is no input; there is {', '.join(known)}" for name in named if name not in known]
     mistakes += ["a tensor comes twice"] * (len(named) < len(tensors))
     columns: dict[str, list[Any]] = {}
     rest = memoryview(raw)[size:]
     for tensor in tensors:
         try:
-            count = tensor.get("parameters", {}).get("binary_data_size") if isinstance(tensor.get("parameters", {}), dict) else None
+            count = (tensor.get("parameters") or {}).get("binary_data_size")
             piece = None
             if count is not None:
-                if not isinstance(count, int) or not 0 <= count <= len(rest):
+                if type(count) is not int or not 0 <= count <= len(rest):
                     raise ValueError(f"binary_data_size is {count!r} and {len(rest)} bytes are left")
                 piece, rest = rest[:count], rest[count:]
             columns[tensor["name"]] = _values(tensor, piece, known[tensor["name"]].kind if tensor["name"] in known else "")
         except (ValueError, KeyError, TypeError, struct.error, OverflowError) as error:
-            mistakes.append(f"{str(tensor.get('name'))[:80]!r}: {str(error)[:120]}")
+            mistakes.append(f"{tensor['name'][:80]!r}: {f'{error.args[0]} is absent' if isinstance(error, KeyError) else str(error)[:120]}")
     if len(rest):
         mistakes.append(f"{len(rest)} bytes follow the last tensor")
     if len({len(v) for v in columns.values()}) > 1:
@@ -94,11 +97,13 @@ def _values(tensor: Mapping[str, Any], piece: memoryview | None, kind: str) -> l
         raise ValueError(f"shape is {shape!r}; expected [rows] or [rows, 1]")
     if len(shape) > 2 or shape[1:] not in ([], [1]):
         raise ValueError(f"shape is {shape}; a column is [rows] or [rows, 1]")
-    if datatype != "BYTES" and datatype not in TYPES:
+    if not isinstance(datatype, str) or (datatype != "BYTES" and datatype not in TYPES):
         raise ValueError(f"datatype is {datatype!r}; expected BYTES, {', '.join(TYPES)}")
     if piece is not None:
         found = _texts(piece) if datatype == "BYTES" else np.frombuffer(piece, TYPES[datatype]).tolist()
     else:
+        if not isinstance(tensor["data"], list):
+            raise ValueError(f"data is {json.dumps(tensor['data'])[:40]}; expected a list")
         found = [v[0] if isinstance(v, list) and len(v) == 1 else v for v in tensor["data"]]
         if datatype != "BYTES":
             found = [_number(v, datatype) for v in found]
@@ -110,10 +115,14 @@ def _values(tensor: Mapping[str, Any], piece: memoryview | None, kind: str) -> l
 
 
 def _number(value: Any, datatype: str) -> Any:
+    """A JSON number that the datatype can hold; null is a missing one. Numbers of floats may be written without a point, not the other way."""
     if value is None or (isinstance(value, bool) and datatype == "BOOL"):
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is no {datatype}")
+    whole = "INT" in datatype
+    if isinstance(value, bool) or datatype == "BOOL" or not isinstance(value, int if whole else int | float):
+        raise ValueError(f"{json.dumps(value)[:40]} is no {datatype}")
+    if whole and not np.iinfo(TYPES[datatype]).min <= value <= np.iinfo(TYPES[datatype]).max:
+        raise ValueError(f"{str(value)[:40]} is beyond {datatype}")
     return value
 
 
@@ -137,9 +146,26 @@ def _text(value: Any, kind: str) -> Any:
             value = value.decode("utf-8")
         except UnicodeDecodeError:
             raise ValueError("a text is not UTF-8") from None
-    if kind in ("label-set", "words", "messages") and isinstance(value, str) and value.startswith("["):
-        return json.loads(value)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{json.dumps(value)[:40]} is no text; elements of BYTES are texts")
+    if kind in ("label-set", "words", "messages") and value is not None and value.startswith("["):
+        return read(b'{"list": %b}' % value.encode("utf-8"), LIKE)["list"]
     return value
+
+
+def _check(asked: Mapping[str, Any]) -> None:
+    """Raises `Refused` where a part of the request is not of its JSON type; what is in it is looked at later."""
+    outputs = asked.get("outputs")
+    if outputs is not None and not (isinstance(outputs, list) and all(isinstance(o, dict) and isinstance(o.get("name"), str) for o in outputs)):
+        raise Refused(400, 'outputs must be a list of objects such as {"name": "y"}')
+    if not isinstance(asked.get("id", ""), str):
+        raise Refused(400, "id must be a text")
+    for holder in (asked, *asked["inputs"], *(outputs or [])):
+        if not isinstance(holder.get("parameters") or {}, dict):
+            raise Refused(400, "parameters must be an object")
+        for name in ("binary_data", "binary_data_output"):
+            if not isinstance((holder.get("parameters") or {}).get(name, False), bool):
+                raise Refused(400, f"{name} must be true or false")
 
 
 def answer(answers: Sequence[Mapping[str, Any]], asked: Mapping[str, Any], model: Model, name: str) -> tuple[bytes, int | None]:
@@ -159,7 +185,7 @@ def answer(answers: Sequence[Mapping[str, Any]], asked: Mapping[str, Any], model
     if any(failed):
         tensors["error"] = ("BYTES", [len(answers)], ["" if bad is None else f"{bad['column']} {bad['reason']}".strip() for bad in failed])
     wanted = asked.get("outputs") or [{"name": n} for n in tensors]
-    if unknown := [str(w.get("name"))[:80] for w in wanted if w.get("name") not in tensors]:
+    if unknown := [w["name"][:80] for w in wanted if w["name"] not in tensors]:
         raise Refused(400, f"no output {', '.join(unknown)}; there is {', '.join(tensors)}")
     if any(failed) and asked.get("outputs") and "error" not in {w["name"] for w in wanted}:
         wanted = [*wanted, {"name": "error"}]

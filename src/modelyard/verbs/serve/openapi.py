@@ -8,6 +8,7 @@ from urllib.parse import quote
 from modelyard.runtime.answers import Field, Param
 from modelyard.runtime.model import Model
 from modelyard.verbs.serve.body import ROWS, SIGNATURE
+from modelyard.verbs.serve.inference import TYPES as DATATYPES
 
 Schema = dict[str, Any]
 
@@ -39,6 +40,11 @@ ENTITIES: Schema = {
 }
 TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
 TEXT = {"type": "string"}
+WRONG = {
+    "400": "what is wrong with the body, in a sentence", "401": "a token is needed", "404": "no such model or version",
+    "413": "the body or the number of rows is too large", "415": "another content type or encoding is needed",
+    "429": "too many requests of this caller", "503": "too much waits, or the machine lacks something",
+}  # fmt: skip
 REASON: Schema = {"type": "object", "required": ["column", "reason"], "properties": {"column": TEXT, "reason": TEXT, "value": {}}}
 ROW_ERROR: Schema = {
     "type": "object", "required": ["error"], "additionalProperties": False, "properties": {"error": REASON},
@@ -54,6 +60,11 @@ def document(model: Model, name: str, token: bool = False) -> Schema:
         f"{path}/versions/{{version}}:predict": {"parameters": [version], "post": _predict(model, "predictVersion")},
         path: _get("Status of the model", "status"),
         f"{path}/metadata": _get("Signature of the model", "metadata"),
+        **_examined(model, path),
+        "/v2": _get("The server, of the Open Inference Protocol", "server"),
+        f"/v2{path[3:]}": _get("Tensors of the model", "tensors"),
+        f"/v2{path[3:]}/ready": _get("Whether the model answers", "ready_model"),
+        f"/v2{path[3:]}/infer": {"post": _post("Predict tensors", "infer", "InferRequest", "InferResponse")},
         "/v1/models": _get("The models served here", "models"),
         "/v2/health/live": _get("Whether the process lives", "live", public=True),
         "/v2/health/ready": _get("Whether requests are answered", "ready", public=True),
@@ -115,15 +126,54 @@ def _schemas(model: Model) -> dict[str, Schema]:
             "properties": {"outputs": {"type": ["array", "object"], "additionalProperties": {"type": "array"}}},
         },
         "Error": {"type": "object", "required": ["error"], "properties": {"error": TEXT}},
+        "Examples": {
+            **shared, "required": ["examples"],
+            "properties": {
+                "examples": {"type": "array", "maxItems": ROWS, "items": {"type": "object"}}, "context": {"type": ["object", "null"]},
+                "signature_name": {"type": ["string", "null"]},
+            },
+        },
+        "Results": {**shared, "required": ["results"], "properties": {"results": {"type": "array"}}},
+        "Tensor": {
+            "type": "object", "required": ["name", "shape", "datatype"],
+            "properties": {
+                "name": {"enum": [f.name for f in signature.inputs]}, "datatype": {"enum": ["BYTES", *DATATYPES]}, "data": {"type": "array"},
+                "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "maxItems": 2},
+                "parameters": {"type": "object"},
+            },
+        },
+        "InferRequest": {
+            "type": "object", "required": ["inputs"],
+            "properties": {
+                "id": TEXT, "parameters": {"type": "object"}, "inputs": {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Tensor"}},
+                "outputs": {"type": "array", "items": {"type": "object", "required": ["name"], "properties": {"name": TEXT}}},
+            },
+        },
+        "InferResponse": {
+            "type": "object", "required": ["model_name", "outputs"],
+            "properties": {"model_name": TEXT, "model_version": TEXT, "id": TEXT, "outputs": {"type": "array", "items": {"type": "object"}}},
+        },
+    }  # fmt: skip
+
+
+def _examined(model: Model, path: str) -> dict[str, Schema]:
+    """TensorFlow Serving's other methods, where the model has an output that they can tell."""
+    outputs = model.signature.outputs
+    methods = [m for m, there in (("classify", any(f.labels for f in outputs)), ("regress", any(f.kind == "number" for f in outputs))) if there]
+    return {f"{path}:{m}": {"post": _post(f"{m.capitalize()} examples", m, "Examples", "Results")} for m in methods}
+
+
+def _post(text: str, operation: str, asked: str, answered: str) -> Schema:
+    wrong = {code: {"description": says, "content": _json({"$ref": "#/components/schemas/Error"})} for code, says in WRONG.items()}
+    good = {"description": text, "content": _json({"$ref": f"#/components/schemas/{answered}"})}
+    return {
+        "summary": text, "operationId": operation,
+        "requestBody": {"required": True, "content": _json({"$ref": f"#/components/schemas/{asked}"})}, "responses": {"200": good, **wrong},
     }  # fmt: skip
 
 
 def _predict(model: Model, operation: str) -> Schema:
-    wrong = {code: {"description": text, "content": _json({"$ref": "#/components/schemas/Error"})} for code, text in (
-        ("400", "what is wrong with the body, in a sentence"), ("401", "a token is needed"), ("404", "no such model or version"),
-        ("413", "the body or the number of rows is too large"), ("415", "another content type or encoding is needed"),
-        ("503", "the machine lacks something"),
-    )}  # fmt: skip
+    wrong = {code: {"description": text, "content": _json({"$ref": "#/components/schemas/Error"})} for code, text in WRONG.items()}
     body = _json(_either("Instances", "Inputs"))
     body["application/json"]["example"] = {"instances": model.examples[:1]}
     good = {"description": "one answer a row, in order", "content": _json(_either("Predictions", "Outputs"))}

@@ -90,6 +90,8 @@ def train(
     as they are written to the run. `judged_by` is the `evaluate` section (metrics, gates). `resume` is True for
     the latest run, or its name. `stop` set: finish the step, save, evaluate.
     """
+    from modelyard.verbs.train.learner import located
+
     config = config or Config()
     base = Path(base or ".")
     runs = runs or base / "runs"
@@ -108,7 +110,7 @@ def train(
             say(note)
         with _ctrl_c(stop, say):
             job = _Job(config, run, name, bool(resume), device, stop, progress, say)
-            found = _found_from(base, model)
+            found = located(base, model)
             validated = cross_validate(bound, found, job, data.split, judged_by) if config.folds else {}
             folder, facts, bound, known = _fit(bound, found, job, data.split)
         return _judge(job, folder, bound, facts, judged_by, lang, known, validated)
@@ -126,9 +128,11 @@ def fit(
     `bound` stays as it is. `run.event` is told of every epoch (`step` of `steps`) or round; setting `stop` there ends a net's training
     after that epoch with a checkpoint, from which `resume` goes on.
     """
+    from modelyard.verbs.train.learner import located
+
     own = dataclasses.replace(bound, pipeline=copy.deepcopy(bound.pipeline))
     job = _Job(config, run, name, resume, device, stop or threading.Event(), None, lambda text: None)
-    return _fit_named(own, _found_from(base or Path("."), model), job)
+    return _fit_named(own, located(base or Path("."), model), job)
 
 
 def conclude(
@@ -142,26 +146,6 @@ def conclude(
         stop.set()
     job = _Job(Config(), run, run.name, False, "cpu", stop, None, lambda text: None)
     return _judge(job, folder, bound, facts, judged_by, lang, {}, validated or {})
-
-
-def _found_from(base: Path, model: Any) -> Any:
-    """The model section with a user's module file as it is found from here: paths in a project file are relative to it."""
-    if isinstance(model, Mapping) and isinstance(model.get("module"), str):
-        path, _, name = model["module"].rpartition(":")
-        if path.endswith(".py") and not Path(path).is_absolute():
-            return {**model, "module": f"{os.path.relpath(base / path)}:{name}"}
-    if isinstance(model, Mapping):
-        found = {k: _found_from(base, v) if isinstance(v, Mapping) else v for k, v in model.items()}
-        return {**found, "base": _base_from(base, found["base"])} if isinstance(found.get("base"), str) else found
-    return model
-
-
-def _base_from(base: Path, given: str) -> str:
-    """A base as it is found from here: a folder, a run folder or the name of a run (its model); anything else is a hub's name."""
-    for place in (base / given, base / "runs" / given):
-        if place.is_dir():
-            return os.path.relpath(place / "model" if (place / "model" / "manifest.json").is_file() else place)
-    return given
 
 
 @dataclass

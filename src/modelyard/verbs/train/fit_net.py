@@ -119,7 +119,7 @@ def fit(
         trained, batches, checks, notes = align.Aligned(network, arranged.objective), arranged.batches, arranged.checks, arranged.notes
     else:
         batches, checks, notes = _batches(network, train, valid, replace(config, batch_tokens=tokens), weights)
-    seen = preview.preview(batches, pipeline, str(network.output)) if arranged is None and _writes(network) else []
+    seen = preview.preview(batches, pipeline, str(network.output)) if config.grpo is None and _writes(network) else []  # answers of a round are not there yet
     if notes or seen:
         events({"event": "texts", "notes": notes, "preview": seen})
     hook = augmentation(config, pipeline)
@@ -171,7 +171,9 @@ def previewed(network: torch.nn.Module, pipeline: Pipeline, rows: pl.DataFrame, 
     if not _writes(network) or not rows.height:
         return []
     encoded = pipeline.encode(rows)
-    batches = _batches(network, (encoded.arrays, pipeline.targets(rows, encoded.contexts)), None, config, None)[0]
+    counted = align.chosen(config) is None  # methods look at the last answer alone
+    arrays = {k: v for k, v in encoded.arrays.items() if counted or not k.endswith(".mask")}
+    batches = _batches(network, (arrays, pipeline.targets(rows, encoded.contexts)), None, config, None)[0]
     return preview.preview(batches, pipeline, str(network.output))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -42,6 +44,26 @@ class Choice:
         if self.user:
             return [str(self.user["module"])]
         return [self.estimator] if self.estimator else [n["name"] for n in self.nets.values()]
+
+
+def located(base: Path, model: Any) -> Any:
+    """The model section with a user's module file and bases as they are found from here: paths in a project file are relative to it."""
+    if isinstance(model, Mapping) and isinstance(model.get("module"), str):
+        path, _, name = model["module"].rpartition(":")
+        if path.endswith(".py") and not Path(path).is_absolute():
+            return {**model, "module": f"{os.path.relpath(base / path)}:{name}"}
+    if isinstance(model, Mapping):
+        found = {k: located(base, v) if isinstance(v, Mapping) else v for k, v in model.items()}
+        return {**found, "base": _base_from(base, found["base"])} if isinstance(found.get("base"), str) else found
+    return model
+
+
+def _base_from(base: Path, given: str) -> str:
+    """A base as it is found from here: a folder, a run folder or the name of a run (its model); anything else is a hub's name."""
+    for place in (base / given, base / "runs" / given):
+        if place.is_dir():
+            return os.path.relpath(place / "model" if (place / "model" / "manifest.json").is_file() else place)
+    return given
 
 
 def choose(section: Any, pipeline: Pipeline, tasks: dict[str, Task], rows: int) -> Choice:

@@ -24,6 +24,7 @@ from torch import nn
 from modelyard.data.batches import Batch, Batches
 from modelyard.data.blocks import Blocks
 from modelyard.errors import ArtefactError
+from modelyard.nets import _vocabulary
 from modelyard.nets._network import MEMBERS
 from modelyard.store import checkpoint
 from modelyard.verbs.train.config import TrainConfig
@@ -174,6 +175,8 @@ class Fit:
         """Σ w·value of each term in the epoch so far, then Σ w·units."""
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and native_bfloat16(device, network))
         compiled = config.compile is True or (config.compile == "auto" and device.startswith("cuda"))
+        if compiled:
+            _vocabulary.leave_out()
         self.forward: Callable[..., dict[str, torch.Tensor]] = torch.compile(network) if compiled else network
         self.sees_targets = bool(getattr(network, "sees_targets", False))
 

@@ -94,15 +94,15 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """The nearest (semi-)orthogonal matrix, roughly: singular values end in 0.7 … 1.2."""
+    """The nearest (semi-)orthogonal matrix, roughly: singular values end in 0.7 … 1.2. An accelerator computes it in bfloat16."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix / (matrix.norm() + 1e-7)
     turned = x.shape[0] > x.shape[1]
-    x = x.T if turned else x
+    x = (x.T if turned else x).to(torch.float32 if x.device.type == "cpu" else torch.bfloat16).contiguous()
     for _ in range(5):
         gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if turned else x
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if turned else x).to(matrix.dtype)
 
 
 def factor(config: TrainConfig, step: int, steps: int) -> float:

@@ -93,7 +93,7 @@ class Search:
         from modelyard.verbs.train import learner
 
         section = self.space.base.model
-        choice = learner.choose(section, self.bound.pipeline, self.bound.tasks, self.bound.rows["train"])
+        choice = learner.choose(learner.located(self.project.base, section), self.bound.pipeline, self.bound.tasks, self.bound.rows["train"])
         searched = {"model", "model.name"} & set(self.space.dimensions)
         if choice.estimator and not searched and self.space.named == "auto":
             named = Settings({"name": choice.estimator}, self.space.base.train, self.space.base.data)
@@ -102,7 +102,7 @@ class Search:
         if not self.method.PRUNES:
             return
         models = [self.space.applied({key: v}).model for key in sorted(searched) for v in self.space.dimensions[key].points(2)] or [section]
-        kinds = [resource(model, self.bound) for model in models]
+        kinds = [resource(model, self.bound, self.project.base) for model in models]
         bare = [i for i, (kind, setting, _) in enumerate(kinds) if kind != "net" and not setting]
         name = lambda model: str(model.get("name", "a composite") if isinstance(model, dict) else model)  # noqa: E731
         if len(bare) == len(models):

@@ -144,7 +144,7 @@ class Course:
         before = {} if fresh else json.loads((folder / STATE).read_text(encoding="utf-8"))
         if before and (before["ended"] or before["epochs"] >= target(before["of"], share)):
             return {**before, "again": True}  # stopped by its patience, or so short that two rungs are one epoch
-        kind, setting, whole = resource(own.model, bound)
+        kind, setting, whole = resource(own.model, bound, Path(self.base))
         model, run = own.model, Paced(folder, share, deadline)
         if setting:  # an estimator has no checkpoint: it begins again with more
             model = {**(model if isinstance(model, Mapping) else {"name": model}), setting: target(whole, share)}
@@ -166,14 +166,14 @@ class Course:
         return found
 
 
-def resource(model: Any, bound: Bound) -> tuple[str, str, int]:
+def resource(model: Any, bound: Bound, base: Path) -> tuple[str, str, int]:
     """(`net`, `estimator` or `other`, the setting that says how long to fit, its value).
 
     A net's epochs are counted as they pass; "" is where there is nothing to cut: estimators that fit in one go, composites.
     """
     from modelyard.verbs.train import learner
 
-    choice = learner.choose(model, bound.pipeline, bound.tasks, bound.rows["train"])
+    choice = learner.choose(learner.located(base, model), bound.pipeline, bound.tasks, bound.rows["train"])
     if not choice.estimator:
         return ("net" if choice.nets or choice.user else "other"), "", 0
     name = str(getattr(registry.load("estimators", choice.estimator), "RESOURCE", ""))

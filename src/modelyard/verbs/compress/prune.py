@@ -1,0 +1,93 @@
+"""Takes whole channels (hidden units) out of a net, those with the smallest weights, and teaches what is left the answers of before.
+
+Li et al. 2017, Pruning Filters for Efficient ConvNets (arXiv:1608.08710). The layers shrink, so files and time do; single weights set to zero would
+leave both as they are, since neither ONNX Runtime nor torch skips zeros on a CPU, and are not offered. Families that can be narrowed say so by
+`narrow(config, weights, share, …)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from modelyard import registry, settings
+from modelyard.errors import Unsupported
+from modelyard.runtime.model import Model
+from modelyard.settings import Between
+from modelyard.verbs.compress import distil
+
+if TYPE_CHECKING:
+    from modelyard.verbs.compress._work import Work
+
+NET = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """`prune`."""
+
+    SHORTHAND: ClassVar[str] = "share"
+
+    share: Annotated[float, Between(0.01, 0.95)] = 0.5
+    """Of the channels (hidden units) of each layer that goes."""
+    epochs: Annotated[int, Between(0)] | None = None
+    """Of teaching what is left; without it half of the family's. 0: none."""
+    temperature: Annotated[float, Between(0.1, 20)] = 2.0
+    alpha: Annotated[float, Between(0, 1)] = 0.7
+    seed: int = 0
+
+
+def apply(work: Work, folder: Path, config: Config, target: Path) -> Path:
+    """The narrowed net's model folder."""
+    import dataclasses
+
+    import torch
+
+    from modelyard.runtime.backends.torch import rebuild
+
+    model = Model.load(folder, trust_code=work.trust_code)
+    section = model.manifest["model"]
+    nets = (section.get("net") or {}).get("nets") if section["backend"] == "torch" else None
+    if not nets:
+        raise Unsupported("what is pruned are nets of our families as they were trained (not exports, trees or your own module)", "never")
+    network = rebuild(folder, model.manifest, model.pipeline)
+    weights: dict[str, torch.Tensor] = dict(network.state_dict())
+    spec, families = {**section["net"], "nets": {}}, []
+    for name, entry in nets.items():
+        module = registry.load("nets", entry["name"])
+        if not hasattr(module, "narrow"):
+            raise Unsupported(f"the net {entry['name']} cannot be narrowed; distil it into a smaller one", "use")
+        encoder = network.encoders[network.names[name]]  # type: ignore[index,union-attr]
+        kept, prefix = settings.parse(module.Config, entry["config"], f"model.{name}", []), f"encoders.{network.names[name]}."  # type: ignore[index]
+        mine = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        narrowed, changed = module.narrow(kept, mine, config.share, encoder)
+        weights |= {prefix + k: v for k, v in changed.items()}
+        spec["nets"][name] = {"name": entry["name"], "config": settings.plain(narrowed)}
+        advised = module.recipe(model.pipeline.parts()[name], work.bound.splits["train"].height)[1] if hasattr(module, "recipe") else {}
+        families.append(dict(advised or getattr(module, "TRAIN", {})))
+    own = dataclasses.replace(work.bound, pipeline=model.pipeline)
+    epochs = config.epochs if config.epochs is not None else max(1, int(families[0].get("epochs", 10)) // 2)  # type: ignore[call-overload]
+    taught = distil.Config(epochs=max(1, epochs), temperature=config.temperature, alpha=config.alpha, seed=config.seed)
+    if not epochs:
+        return _as_it_is(work, own, spec, weights, config, target)
+    # it knows most already: a tenth of a fresh net's learning rate would be timid, the whole of it wipes out what was kept
+    gentle: list[dict[str, Any]] = [{**f, "lr": float(f.get("lr", 1e-3)) / 2} for f in families]  # type: ignore[arg-type]
+    return distil.learn(work, own, spec, gentle, taught, target, f"prune {config.share:g}", weights)
+
+
+def _as_it_is(work: Work, bound: Any, spec: Mapping[str, Any], weights: Mapping[str, Any], config: Config, target: Path) -> Path:
+    """The narrowed net without further teaching."""
+    from modelyard.nets import _network
+    from modelyard.runtime.backends.torch import graphs
+    from modelyard.verbs.train import fit_net
+    from modelyard.verbs.train.save import save
+
+    pipeline = bound.pipeline
+    network = _network.build(spec, pipeline.parts(), pipeline.cardinalities(), pipeline.heads(), statistics=fit_net.statistics(pipeline))
+    network.load_state_dict(dict(weights), strict=True)
+    network.eval()
+    state = {k: v.detach().contiguous().numpy() for k, v in network.state_dict().items()}
+    facts = {"parents": [{"version": work.teacher.version, "relation": f"prune {config.share:g}"}]}
+    return save(target, work.teacher.name, bound, fit_net.section(spec, network), graphs(network), state, {}, facts)

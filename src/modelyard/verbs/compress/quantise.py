@@ -1,0 +1,98 @@
+"""Weights (and what flows between them) in 8 bits, by ONNX Runtime's quantisation.
+
+Dynamic: weights in int8, activations measured at each call; for matrix products. Static: activations scaled by what training rows showed, which
+convolutions need (Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, arXiv:1712.05877).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from modelyard.errors import MissingExtra, Unsupported
+from modelyard.runtime.backends.onnx import session
+from modelyard.runtime.model import Model
+from modelyard.settings import Between
+from modelyard.verbs.compress._child import child, feeds
+
+if TYPE_CHECKING:
+    from modelyard.verbs.compress._work import Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """`quantise`."""
+
+    SHORTHAND: ClassVar[str] = "how"
+
+    how: Literal["auto", "dynamic", "static"] = "auto"
+    """auto: static where there are convolutions, else dynamic."""
+    rows: Annotated[int, Between(1, 100_000)] = 256
+    """Training rows that a static quantisation is scaled by."""
+    per_channel: bool = True
+    """A scale for each output channel of a weight."""
+
+
+def apply(work: Work, model: Model, config: Config, target: Path) -> Path:
+    """The folder of the model with quantised graphs."""
+    try:
+        import onnx
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+    except ImportError as error:
+        raise MissingExtra(error.name or "onnx", "train") from None
+    if "onnx" not in model.manifest["model"]:
+        raise Unsupported("what is quantised are ONNX graphs, and this model has none; distil it into a net first", "use")
+    shown = work.bound.splits["train"].head(config.rows)
+    seen: dict[str, list[dict[str, Any]]] = {}
+
+    def rewrite(graph: str, source: Path, out: Path) -> None:
+        kinds = {node.op_type for node in onnx.load(str(source)).graph.node}
+        static = config.how == "static" or (config.how == "auto" and "Conv" in kinds)
+        with _quiet(), tempfile.TemporaryDirectory() as aside:
+            # the exporter's notes of shapes stand in the way of the quantiser's own inference, which finds them anew
+            ready, whole = Path(aside) / "ready.onnx", onnx.load(str(source))
+            del whole.graph.value_info[:]
+            onnx.save(whole, str(ready))
+            if static:
+                seen.update(seen or feeds(model, shown))
+                names = {i.name for i in onnx.load(str(source)).graph.input}
+                reader = _Rows([{k: v for k, v in f.items() if k in names} for f in seen[graph]])
+                quantize_static(
+                    str(ready), str(out), reader, quant_format=QuantFormat.QDQ, per_channel=config.per_channel, activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                )  # fmt: skip
+            else:
+                quantize_dynamic(str(ready), str(out), per_channel=config.per_channel, weight_type=QuantType.QInt8)
+        session(out)  # a graph that the runtime does not take is refused before anything is measured
+
+    return child(model, target, f"quantise {config.how}", rewrite)
+
+
+class _Rows:
+    """ONNX Runtime's calibration reader over arrays."""
+
+    def __init__(self, found: list[dict[str, Any]]) -> None:
+        self.left = iter(found)
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The next block."""
+        return next(self.left, None)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the advice that the quantiser logs for every graph."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(before)

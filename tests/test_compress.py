@@ -1,0 +1,216 @@
+"""Compression: what each stage does against what it is defined by, and the judgement of the whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import modelyard
+from modelyard.errors import ConfigError, Unsupported
+from modelyard.runtime.model import Model
+
+torch = pytest.importorskip("torch", reason="nets need the extra 'train'")
+onnx = pytest.importorskip("onnx", reason="graphs are rewritten with the extra 'train'")
+
+from modelyard.verbs.compress import low_rank, parsed  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # torch's exporter
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_distillation_loss_is_its_formula() -> None:
+    from modelyard.losses.distillation import loss
+
+    draw = np.random.default_rng(0)
+    z, t, own = draw.normal(size=(5, 4)) * 3, draw.normal(size=(5, 4)) * 3, np.array([0, 3, -1, 2, 1])
+    log_softmax = lambda x: x - np.log(np.exp(x).sum(1, keepdims=True))  # noqa: E731
+    for temperature, alpha in ((1.0, 0.7), (4.0, 0.2)):
+        p, q = log_softmax(t / temperature), log_softmax(z / temperature)
+        soft = temperature**2 * (np.exp(p) * (p - q)).sum(1)
+        hard = -log_softmax(z)[np.arange(5), np.maximum(own, 0)]
+        expected = np.where(own < 0, soft, alpha * soft + (1 - alpha) * hard)
+        target = torch.tensor(np.concatenate([t, own[:, None]], 1))
+        value, weight = loss(torch.tensor(z), target, temperature=temperature, alpha=alpha)
+        assert np.allclose(value.numpy(), expected) and bool((weight == 1).all())
+
+
+def test_factors_keep_the_energy_and_err_by_what_they_leave_out() -> None:
+    """Eckart & Young: the squared error is the sum of the squared singular values that were dropped."""
+    draw = np.random.default_rng(0)
+    low = draw.normal(size=(60, 5)) @ draw.normal(size=(5, 40)) + 0.01 * draw.normal(size=(60, 40))
+    config = low_rank.Config(energy=0.99)
+    thin = low_rank.factors(low.astype(np.float32), config)
+    assert thin is not None
+    singular = np.linalg.svd(low, compute_uv=False)
+    rank = thin[0].shape[1]
+    kept = (singular[:rank] ** 2).sum() / (singular**2).sum()
+    assert kept >= 0.99 and (singular[: rank - 1] ** 2).sum() / (singular**2).sum() < 0.99
+    assert np.isclose(((low - thin[0].astype(np.float64) @ thin[1]) ** 2).sum(), (singular[rank:] ** 2).sum(), rtol=1e-3)
+    assert low_rank.factors(draw.normal(size=(40, 40)).astype(np.float32), config) is None  # noise has no low rank
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_factorised_graph_answers_like_the_product(turned: bool) -> None:
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    draw = np.random.default_rng(0)
+    first = (draw.normal(size=(30, 3)) @ draw.normal(size=(3, 50))).astype(np.float32)
+    second = (draw.normal(size=(50, 2)) @ draw.normal(size=(2, 20))).astype(np.float32)
+    bias = draw.normal(size=20).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Gemm", ["h", "v", "b"], ["y"], transB=int(turned)),
+    ]
+    constants = [numpy_helper.from_array(a, n) for a, n in ((first, "w"), (second.T.copy() if turned else second, "v"), (bias, "b"))]
+    shape = lambda name, width: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", width])  # noqa: E731
+    graph = helper.make_graph(nodes, "g", [shape("x", 30)], [shape("y", 20)], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    x = draw.normal(size=(7, 30)).astype(np.float32)
+    run = lambda: onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]  # noqa: E731
+    before = run()
+    assert low_rank.factorise(model.graph, low_rank.Config(energy=1.0 - 1e-9)) == 2
+    assert sum(np.prod(t.dims) for t in model.graph.initializer) < 0.5 * (first.size + second.size)
+    assert np.allclose(run(), before, rtol=1e-4, atol=1e-3)
+
+
+def test_a_narrowed_mlp_is_the_net_without_those_units() -> None:
+    from modelyard.kinds._contract import Part
+    from modelyard.nets import mlp
+
+    parts = {"numbers": Part((6,), "float32")}
+    config = mlp.Config(hidden=(16, 12, 8), numbers="plain")
+    torch.manual_seed(0)
+    encoder = mlp.Encoder(config, parts).eval()
+    narrowed, weights = mlp.narrow(config, dict(encoder.state_dict()), 0.5, encoder)
+    assert narrowed.hidden == (8, 6, 8)
+    small = mlp.Encoder(narrowed, parts).eval()
+    small.load_state_dict(weights, strict=True)
+    with torch.no_grad():
+        for i in (0, 1):  # the same units silenced in the whole net: what they send on is zero
+            kept = {tuple(r.tolist()) for r in weights[f"body.{3 * i}.bias"][:, None]}
+            for unit in range(config.hidden[i]):
+                if tuple(encoder.body[3 * i].bias[unit : unit + 1].tolist()) not in kept:
+                    encoder.body[3 * i + 3].weight[:, unit] = 0
+        inputs = {"numbers": torch.randn(9, 6)}
+        assert torch.allclose(encoder(inputs), small(inputs), atol=1e-6)
+    with pytest.raises(Unsupported, match="one hidden layer"):
+        mlp.narrow(mlp.Config(hidden=(8,)), {}, 0.5, encoder)
+
+
+def test_a_narrowed_cnn_is_the_net_without_those_channels() -> None:
+    from modelyard.kinds._contract import Part
+    from modelyard.nets import cnn
+
+    parts = {"pixels": Part((1, 16, 16), "uint8")}
+    config = cnn.Config(widths=(8, 12, 10), depths=(1, 3, 2))
+    torch.manual_seed(0)
+    encoder = cnn.Encoder(config, parts).eval()
+    narrowed, weights = cnn.narrow(config, dict(encoder.state_dict()), 0.5, encoder)
+    assert narrowed.widths == (4, 6, 10)
+    small = cnn.Encoder(narrowed, parts).eval()
+    small.load_state_dict(weights, strict=True)
+    whole, state = dict(encoder.state_dict()), 0
+    kept_before = None
+    with torch.no_grad():
+        for name in [k.removesuffix(".0.weight") for k in whole if k.endswith(".0.weight") and whole[k].dim() == 4]:
+            kernel = whole[f"{name}.0.weight"]
+            mine = weights[f"{name}.0.weight"]
+            kept = [i for i in range(len(kernel)) if any(torch.equal(kernel[i] if kept_before is None else kernel[i][kept_before], m) for m in mine)]
+            assert len(kept) == len(mine)
+            for gone in set(range(len(kernel))) - set(kept):  # a silent channel: normalised to 0 and shifted by 0
+                for part in ("weight", "bias"):
+                    whole[f"{name}.1.{part}"][gone] = 0
+            kept_before = kept
+            state += 1
+        assert state == 6
+        images = {"pixels": torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)}
+        assert torch.allclose(encoder(images), small(images), atol=1e-5)
+
+
+def test_mistakes_in_stages_are_all_told() -> None:
+    with pytest.raises(ConfigError) as found:
+        parsed(["shrink", {"prune": {"share": 3}}, {"quantise": {"hau": "static"}}, "low_rank", {"low-rank": 0.9}])
+    assert len(found.value.details) == 3
+    names = [(name, config) for name, config in parsed(["low_rank", {"prune": 0.3}, "quantise"])]
+    assert [n for n, _ in names] == ["low-rank", "prune", "quantise"] and names[1][1].share == 0.3
+
+
+# --- the whole ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wide net for a line that a narrow one would do for, and trees for the same."""
+    import contextlib
+
+    folder = tmp_path_factory.mktemp("compress")
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(600, 4))
+    label = np.where(x[:, 0] + x[:, 1] > 0, "yes", "no")
+    frame = pl.DataFrame({**{f"n{i}": x[:, i] for i in range(4)}, "y": label})
+    with contextlib.chdir(folder):
+        frame.write_csv("rows.csv")
+        net = {"name": "mlp", "hidden": [512, 512], "numbers": "plain"}
+        modelyard.train(data="rows.csv", target="y", model=net, name="net", quiet=True, **{"train.epochs": 6, "train.seed": 3})
+        modelyard.train(data="rows.csv", target="y", model="trees", name="trees", quiet=True)
+    return folder
+
+
+def small(place: Path, run: str, stages: list[Any], **more: Any) -> Any:
+    import contextlib
+
+    with contextlib.chdir(place):
+        settings = {f"compress.{k}": v for k, v in {"stages": stages, **more}.items()}
+        return modelyard.compress(f"runs/{run}", data="rows.csv", target="y", quiet=True, **{"train.seed": 3}, **settings)
+
+
+def test_a_net_is_pruned_and_quantised_and_stays_one_model(place: Path) -> None:
+    found = small(place, "net-0001", [{"prune": {"epochs": 2}}, "quantise"], max_loss=0.03, favour="size")
+    assert [s["accepted"] for s in found.stages] == [None, True, True] and found.smaller > 3.5
+    sizes = [s["bytes"] for s in found.stages]
+    assert sizes == sorted(sizes, reverse=True) and found.stages[2]["value"] >= found.stages[0]["value"] * 0.97
+    folder = place / found.model
+    model = Model.load(folder)
+    assert model.backend == "onnx" and model.parity is not None and model.parity.ok
+    parents = [p["relation"] for p in model.manifest["parents"]]
+    assert parents == ["prune 0.5", "export onnx", "quantise auto"]
+    with modelyard.serve(str(folder)) as server:
+        assert server.parity.ok
+    report = (place / found.run / "report.html").read_text(encoding="utf-8")
+    assert "Stages" in report and "quantise" in report and (place / found.run / "plots" / "pareto.svg").is_file()
+    assert found.metrics["test"]["accuracy"]["value"] > 0.9
+    told = json.loads((place / found.run / "run.json").read_text(encoding="utf-8"))
+    assert told["state"] == "finished" and [s["stage"] for s in told["stages"]] == ["model", "prune", "quantise"]
+
+
+def test_what_loses_too_much_is_left_and_the_parent_stays(place: Path) -> None:
+    found = small(place, "net-0001", [{"prune": {"share": 0.95, "epochs": 0}}, {"low-rank": {"energy": 0.05}}], max_loss=0.0)
+    assert [s["accepted"] for s in found.stages] == [None, False, False] and found.smaller == 1.0
+    assert all("accuracy would be" in s["reason"] or "of the" in s["reason"] for s in found.stages[1:])
+    parent, stays = Model.load(place / "runs/net-0001/model"), Model.load(place / found.model)
+    rows = parent.examples
+    assert stays.examples == rows and stays.predict(rows)["y"].to_list() == parent.predict(rows)["y"].to_list()
+
+
+def test_trees_are_distilled_into_a_net_and_into_fewer_trees(place: Path) -> None:
+    student = {"name": "mlp", "hidden": [16], "numbers": "plain"}
+    found = small(place, "trees-0001", [{"distil": {"to": student, "epochs": 30}}], max_loss=0.05, favour="size")
+    assert found.stages[1]["accepted"] is True and Model.load(place / found.model).manifest["model"]["net"]["nets"]["table"]["config"]["hidden"] == [16]
+    fewer = small(place, "trees-0001", [{"distil": {"to": {"name": "trees", "trees": 5, "leaves": 4}}}], max_loss=0.1, favour="size")
+    assert fewer.stages[1]["accepted"] is True and fewer.smaller > 2
+    with pytest.raises(Unsupported, match="student"):
+        small(place, "trees-0001", None)  # type: ignore[arg-type]
+
+
+def test_stages_that_do_not_apply_say_why(place: Path) -> None:
+    found = small(place, "trees-0001", ["prune", "quantise", {"distil": {"to": {"name": "cnn"}}}], favour="size")
+    assert [s["accepted"] for s in found.stages] == [None, False, False, False]
+    assert all(s["reason"] for s in found.stages[1:]) and "nets of our families" in found.stages[1]["reason"]
