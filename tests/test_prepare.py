@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,10 +237,14 @@ def blobs(n: int, seed: int, labelled: bool = True) -> pl.DataFrame:
 def test_unlabelled_rows_get_the_label_of_their_cluster(tmp_path: Path, step: Any) -> None:
     truth = blobs(200, 1)
     data = DataConfig(train=blobs(60, 0), test=blobs(40, 2), unlabelled=truth.drop("y"), target="y", inputs=["a", "b", "c"])
+    empty = prepare(replace(data, unlabelled=truth.with_columns(y=None)), step, model="linear", base=tmp_path)  # the same with the column there
+    with pytest.raises(DataError, match=r"200 row\(s\) of unlabelled: has a target already"):
+        prepare(replace(data, unlabelled=truth), step, model="linear", base=tmp_path)
     made = prepare(data, step, model="linear", base=tmp_path)
     found = tables(tmp_path / made.data)
     new = found["train"].tail(made.steps[0]["labelled"])
     joined = new.join(truth, on=["a", "b"], suffix="_true")
+    assert empty.steps == made.steps and tables(tmp_path / empty.data)["train"].equals(found["train"])
     assert made.steps[0]["labelled"] > 150 and joined.height == new.height and (joined["y"] == joined["y_true"]).mean() > 0.99
     assert (new["confidence"] == new["confidence"]).all() and new["confidence"].max() <= 1 and found["train"]["confidence"][0] == 1.0
     assert found["test"].equals(blobs(40, 2).select(found["test"].columns))

@@ -3,7 +3,7 @@ Agrawal et al. 1998).
 
 Time grows with the rows and not with their square, so all of them are looked at. Cells of many dimensions are all but empty, so
 the grid lies in the few directions of largest variance (where CLIQUE searches subspaces of columns). A cell is crowded where it holds `dense` times as many
-rows as an occupied cell does on average. A new row gets the group of its cell, and is noise, -1, in any other cell.
+rows as an occupied cell does on average, and three at least. A new row gets the group of its cell, and is noise, -1, in any other cell.
 
 With `cells: auto` 4 … 40 cells a direction are tried, and those kept whose groups have the best mean silhouette (Rousseeuw 1987), in
 which noise counts 0.
@@ -31,6 +31,8 @@ ENDS = (0.005, 0.995)
 """The grid spans these quantiles of every direction, and goes on beyond with cells of the same size: an outlier does not widen them."""
 FARTHEST = 1e5
 """Cells from the middle that a row can be; farther ones are all the same."""
+LEAST = 3
+"""Rows of a crowded cell at least, where any cell holds as many: in many small cells single rows are no crowds."""
 BLOCK = 2**20
 """Pairs of a row and a cell compared at once."""
 
@@ -122,7 +124,7 @@ def _crowded(coordinates_Nd: np.ndarray, mass_N: np.ndarray, dense: float) -> tu
     corners, where = np.unique(cells, axis=0, return_inverse=True)
     where = where.reshape(-1)
     counts = np.bincount(where, weights=mass_N)
-    kept = np.flatnonzero(counts >= dense * counts.mean())
+    kept = np.flatnonzero(counts >= max(dense * counts.mean(), min(LEAST, counts.max())))
     place = {tuple(c): i for i, c in enumerate(corners[kept].tolist())}
     steps = np.stack(np.meshgrid(*[[-1, 0, 1]] * cells.shape[1], indexing="ij"), -1).reshape(-1, cells.shape[1]).tolist()
     group = np.full(len(kept), -1)

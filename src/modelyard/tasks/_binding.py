@@ -543,18 +543,21 @@ def _check(
     targets = [c for c in pipeline.outputs if c.name in examples.columns]
     needed = [] if table == "unlabelled" else [c for c in pipeline.outputs if c.name in _asked(config)]
     problems += [Problem(f"the table {table} lacks the target column; it has: {came}", c.name) for c in needed if c not in targets]
+    if table == "unlabelled":  # the column may be there, and empty
+        problems += [_labelled(table, c.name, examples[c.name], origin) for c in targets if examples[c.name].null_count() < examples.height]
+        targets = []
     labels, wrong = pipeline.check(examples, columns=targets)
     for column in targets:
         bad = [e for e in wrong if e.column == column.name]
         if column.of in inputs.columns:
-            bad += [e for e in column.rules.misaligned(labels[column.name], inputs[column.of]) if table != "unlabelled"]
+            bad += column.rules.misaligned(labels[column.name], inputs[column.of])
         if bad:
             problems.append(_row_problem(table, column.name, bad, origin))
         absent = np.flatnonzero(labels[column.name].is_null().to_numpy())
         absent = np.setdiff1d(absent, [e.row for e in bad])
         if column.name in judging:
             continue
-        if len(absent) and not config.drop_missing_targets and table != "unlabelled":
+        if len(absent) and not config.drop_missing_targets:
             missing = [RowError(int(r), column.name, "has no target") for r in absent]
             hint = "Fill them, or set data.drop_missing_targets=true to set those rows aside."
             problems.append(_row_problem(table, column.name, missing, origin, hint))
@@ -581,6 +584,11 @@ def _check(
 def _asked(config: DataConfig) -> set[str]:
     """Names of the columns to predict."""
     return {*_listed(config.target), *(config.outputs or {})}
+
+
+def _labelled(table: str, column: str, values: pl.Series, origin: np.ndarray) -> Problem:
+    rows = [RowError(int(r), column, "has a target already") for r in np.flatnonzero(values.is_not_null().to_numpy())]
+    return _row_problem(table, column, rows, origin, "Move them to the training table, or leave the column out.")
 
 
 def _row_problem(table: str, column: str, errors: list[RowError], origin: np.ndarray, hint: str = "") -> Problem:

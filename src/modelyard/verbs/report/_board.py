@@ -58,17 +58,27 @@ def board_data(leaderboard: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
 
 
 def board_rows(leaderboard: Sequence[Mapping[str, Any]], say: Say) -> tuple[list[str], list[list[str]]]:
-    """(head, rows) of the table, cells as HTML: the best, and what has no score; all of them are in `run.json`."""
-    head = [say(k) for k in ("model", "score", "interval", "weight", "fit_seconds", "predict_ms", "size", "settings", "reason")]
+    """(head, rows) of the table, cells as HTML: the best candidates; all of them are in `run.json`."""
+    head = [say(k) for k in ("model", "score", "interval", "weight", "fit_seconds", "predict_ms", "size", "settings")]
     rows = []
-    for e in [*[e for e in leaderboard if "scores" in e][:SHOWN], *[e for e in leaderboard if "scores" not in e][:SHOWN]]:
+    for e in [e for e in leaderboard if "scores" in e][:SHOWN]:
         score: Mapping[str, Any] = next(iter(e.get("scores", {}).values()), {})
         interval = f"{number(score['low'])} … {number(score['high'])}" if isinstance(score.get("low"), float) else "—"
-        settings = ", ".join(f"{k} {v}" for k, v in e.get("settings", {}).items())
         rows.append([
             escape(e["model"]), number(score["value"]) if isinstance(score.get("value"), float) else "—", interval,
             f"{e['weight']:.2f}" if e.get("weight") else "—", number(float(e["fit_seconds"]), 3),
             number(1000 * e["predict_seconds_per_1000"], 3) if "predict_seconds_per_1000" in e else "—",
-            f"{e['bytes'] / 1e6:.2f} MB" if "bytes" in e else "—", escape(settings) or "—", escape(e.get("reason", "")) or "—",
+            f"{e['bytes'] / 1e6:.2f} MB" if "bytes" in e else "—", _settings(e),
         ])  # fmt: skip
     return head, rows
+
+
+def failed_rows(leaderboard: Sequence[Mapping[str, Any]], say: Say) -> tuple[list[str], list[list[str]]]:
+    """(head, rows) of the table of what has no score: with the reason, which a phone would not show at the end of the long table."""
+    head = [say(k) for k in ("model", "reason", "settings", "fit_seconds")]
+    failed = [e for e in leaderboard if "scores" not in e][:SHOWN]
+    return head, [[escape(e["model"]), escape(e.get("reason", "")) or "—", _settings(e), number(float(e["fit_seconds"]), 3)] for e in failed]
+
+
+def _settings(entry: Mapping[str, Any]) -> str:
+    return escape(", ".join(f"{k} {v}" for k, v in entry.get("settings", {}).items())) or "—"

@@ -42,21 +42,21 @@ def history(data: Mapping[str, Any], say: Say) -> str:
 
 
 def settings(data: Mapping[str, Any], say: Say) -> str:
-    """One small picture a setting: its value against the metric; the best trial is marked."""
+    """One small picture a setting: its value against the metric; the best trial is marked. Alone it is as wide as other pictures."""
     trials = [t for t in data["trials"] if _known(t["value"])]
     low, high = _ends([t["value"] for t in trials])
-    wide, tall, gap = 300.0, 230.0, 16.0
     columns = min(3, max(1, len(data["axes"])))
+    wide, tall, gap = (300.0, 230.0, 16.0) if len(data["axes"]) > 1 else (440.0, 300.0, 0.0)
     groups = [g for g in _groups(trials) if g[2]]
     labels = [(say(f"trial_{state}"), colour) for state, colour, _ in groups] + [(say("best_trial"), BEST)]
-    top = 30 + 18 * legend_rows([label for label, _ in labels], columns * (wide + gap))
+    top = (30 if gap else 12) + 18 * legend_rows([label for label, _ in labels], columns * (wide + gap))
     body = legend_items(labels, columns * (wide + gap))
     for i, (key, axis) in enumerate(data["axes"].items()):
         panel = _panel(key, axis, groups, data, (low, high), wide, tall, say)
         x, y = (i % columns) * (wide + gap), top + (i // columns) * (tall + gap)
         body.append(f'<g transform="translate({x:.0f} {y:.0f})">{panel}</g>')
     height = top + -(-len(data["axes"]) // columns) * (tall + gap)
-    return document(say("search_settings"), ", ".join(data["axes"]), body, columns * (wide + gap) - gap, height)
+    return document(say("search_settings") if gap else next(iter(data["axes"])), ", ".join(data["axes"]), body, columns * (wide + gap) - gap, height)
 
 
 def _panel(
@@ -77,7 +77,10 @@ def _panel(
         marks = list(enumerate(names)) if names else [(v, number(v)) for v in _decades(*span)]
         plot.body = [b for b in plot.body if f'y="{plot.bottom + 17:.1f}"' not in b]
         room = (plot.right - plot.left) / len(marks) - 4
-        plot.body += [text(plot.px(v), plot.bottom + 17, n, anchor="middle", size=12, opacity=0.8, room=room) for v, n in marks]
+        for v, n in marks:
+            edge = 0 if names else (plot.px(v) > plot.right - 20) - (plot.px(v) < plot.left + 20)  # numbers at the ends stay inside
+            anchor = ("middle", "end", "start")[edge]
+            plot.body.append(text(plot.px(v), plot.bottom + 17, n, anchor=anchor, size=12, opacity=0.8, room=room))
     for _, colour, members in groups:
         mine = [t for t in members if key in t["params"]]
         x = [place(t["params"][key]) + (_jitter(t["trial"]) if names else 0.0) for t in mine]
@@ -85,7 +88,7 @@ def _panel(
     for t in (t for _, _, members in groups for t in members if t["trial"] == data["best"] and key in t["params"]):
         at = place(t["params"][key]) + (_jitter(t["trial"]) if names else 0.0)
         plot.dots([at], [_held(t["value"], *ends)], BEST, radius=5, opacity=1)
-    return "".join([text(wide / 2, 22, key, anchor="middle", weight="600", room=wide), *plot.body])
+    return "".join([text(wide / 2, 22, key, anchor="middle", weight="600", room=wide) if len(data["axes"]) > 1 else "", *plot.body])
 
 
 def section(data: Mapping[str, Any], say: Say, figure: Any, table: Any) -> str:
@@ -96,11 +99,12 @@ def section(data: Mapping[str, Any], say: Say, figure: Any, table: Any) -> str:
     if data.get("importance"):
         about = {"items": data["importance"], "about": say("search_importance")}
         drawn.append(f"<figure>{importance(about, say)}</figure>")
-    parts = [f'<div class="pictures">{"".join(drawn)}</div>', f'<div style="margin-top:12px">{figure("search_settings", data, say)}</div>']
+    drawn += [figure("search_settings", {**data, "axes": {key: axis}}, say) for key, axis in data["axes"].items()]
+    parts = [f'<div class="pictures">{"".join(drawn)}</div>']
     sign = -1 if data["better"] == "higher" else 1
     order = sorted((t for t in data["trials"] if _known(t["value"])), key=lambda t: (t["state"] != "complete", sign * t["value"]))
     keys = list(data["axes"])
-    head = [say("trial"), escape(say(data["metric"])), say("state"), *map(escape, keys), say("epochs"), say("seconds")]
+    head = [say("trial"), escape(say(data["metric"])), say("state"), *map(escape, keys), _unit(data, say), say("seconds")]
     rows = [_row(t, keys, say) for t in order[:SHOWN]]
     parts.append(f"<h3>{say('best_trials')}</h3>{table(head, rows, numbers=(0, 1, len(head) - 2, len(head) - 1))}")
     failed = [t for t in data["trials"] if t.get("reason")]
@@ -108,6 +112,12 @@ def section(data: Mapping[str, Any], say: Say, figure: Any, table: Any) -> str:
         rows = [[str(t["trial"]), say(f"trial_{t['state']}"), escape(t["reason"]), escape(_text(t["params"]))] for t in failed[:100]]
         parts.append(f"<h3>{say('trials_ended')}</h3>{table([say('trial'), say('state'), say('reason'), say('search_settings')], rows, prose=(2, 3))}")
     return "".join(parts)
+
+
+def _unit(data: Mapping[str, Any], say: Say) -> str:
+    """What a trial is cut by: epochs, or the setting of an estimator (trees), of which those that were fitted again count again."""
+    units = {str(t.get("unit") or "epochs") for t in data["trials"]}
+    return " / ".join(say("epochs") if u == "epochs" else escape(u) for u in sorted(units))
 
 
 def _row(t: Mapping[str, Any], keys: Sequence[str], say: Say) -> list[str]:

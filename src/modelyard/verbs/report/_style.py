@@ -30,8 +30,8 @@ dd{margin:0;overflow-wrap:anywhere}
 table{border-collapse:collapse;width:100%;font-size:.93rem;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:6px 10px;border-bottom:1px solid var(--edge);vertical-align:top}
 td{word-break:keep-all}td.p{word-break:normal;overflow-wrap:anywhere;min-width:13em}td:first-child{min-width:6.5em}
-tr:last-child td{border-bottom:0}th{color:var(--soft);font-weight:600;white-space:nowrap}td.n,th.n{text-align:right;
-white-space:nowrap}
+tr:last-child td{border-bottom:0}th{color:var(--soft);font-weight:600;white-space:nowrap;word-break:keep-all}td.n,th.n{text-align:right;
+white-space:nowrap}th.n{white-space:normal}.pictures+.scroll{margin-top:12px}
 pre{margin:0;padding:12px;overflow-x:auto;font-size:.85rem;background:var(--card);border:1px solid var(--edge);
 border-radius:10px;max-height:30em}
 .worst dd>img,.worst dd>svg{max-width:100%;max-height:180px;image-rendering:auto}

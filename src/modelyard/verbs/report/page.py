@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from modelyard.verbs.report._board import board_data, board_rows
+from modelyard.verbs.report._board import board_data, board_rows, failed_rows
 from modelyard.verbs.report._promises import section as promises
 from modelyard.verbs.report._promises import tried_data
 from modelyard.verbs.report._report import Report
@@ -150,7 +150,9 @@ def _leaderboard(report: Report, say: Say) -> str:
     several = board_data(report.leaderboard)
     drawn = [_figure("leaderboard", data, say, caption=name if len(several) > 1 else "") for name, data in several.items()]
     head, rows = board_rows(report.leaderboard, say)
-    table = _table(head, rows, numbers=(1, 2, 3, 4, 5, 6), prose=(7, 8))
+    table = _table(head, rows, numbers=(1, 2, 3, 4, 5, 6), prose=(7,))
+    head, rows = failed_rows(report.leaderboard, say)
+    table += f"<h3>{say('no_score')}</h3>{_table(head, rows, numbers=(3,), prose=(1, 2))}" if rows else ""
     return f'<p class="soft">{say("leaderboard_note")}</p><div class="pictures">{"".join(drawn)}</div>{table}'
 
 

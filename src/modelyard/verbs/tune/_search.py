@@ -379,7 +379,7 @@ class Search:
         shown = []
         for t in sorted((t for t in self.found.values() if "state" in t), key=lambda t: t["trial"]):
             first = t["scores"].get(0) if self.method.PRUNES else t["value"]
-            kept = {k: t[k] for k in ("trial", "params", "state", "value", "epochs", "of", "seconds")}
+            kept = {k: t[k] for k in ("trial", "params", "state", "value", "epochs", "of", "seconds")} | {"unit": t.get("unit", "")}
             shown.append({**kept, "shown": first, "reason": t.get("reason", "")})
         axes = {k: {"log": getattr(d, "log", False), "values": list(getattr(d, "values", ()))} for k, d in self.space.dimensions.items()}
         found = importances(shown, self.space)
