@@ -31,6 +31,11 @@ prove: setup
 	$(BIN)/python tests/crash/prove_resume.py
 	$(BIN)/python tests/crash/prove_tune.py
 	$(BIN)/python tests/crash/prove_dirty.py
+	$(BIN)/python tests/crash/prove_serve.py
+	$(BIN)/python tests/crash/prove_chat.py
+	$(BIN)/python tests/crash/prove_security.py
+	$(BIN)/python tests/crash/prove_container.py
+	$(BIN)/pip install --quiet schemathesis && $(BIN)/python tests/crash/prove_schema.py --requests 5000
 	$(BIN)/python benchmarks/core.py
 	$(BIN)/python benchmarks/parity.py
 

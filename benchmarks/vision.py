@@ -3,6 +3,7 @@
     python benchmarks/vision.py mnist              # official split: at least 99.5 % within 5 minutes on 2 cores
     python benchmarks/vision.py cifar10 --seeds 3  # 20,000 images: at least 75 % within 10 minutes
     python benchmarks/vision.py mnist --held-out   # the split that recipes are chosen on, without test images
+    python benchmarks/vision.py speed              # every family in ONNX Runtime on one thread: weights, latency, throughput
 
 The floor is printed first: the arithmetic of all convolutions, forward and backward, at 45 GFLOP/s (two cores with
 AVX2). Times are wall and CPU seconds; CPU seconds / cores is what an idle machine takes. The training loop here is
@@ -28,16 +29,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from modelyard.kinds._contract import Part
 from modelyard.kinds._pixels import PixelsConfig
 from modelyard.kinds.image import KIND
-from modelyard.nets import cnn, light, resnet
+from modelyard.nets import cnn, inverted, light, resnet, shuffle
 from modelyard.verbs.train.augment import ImageAugment, read
 
 SHARED = (
     Path(os.environ.get("MODELYARD_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "image_classification"
 )
 GFLOPS = 45
-FAMILIES: dict[str, Any] = {"cnn": cnn, "resnet": resnet, "light": light}
+FAMILIES: dict[str, Any] = {"cnn": cnn, "resnet": resnet, "light": light, "inverted": inverted, "shuffle": shuffle}
 
 
 def idx(path: Path) -> np.ndarray:
@@ -132,7 +134,7 @@ def interval(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
     return (middle - half) / (1 + spread), (middle + half) / (1 + spread)
 
 
-def run(data: str, family: str, seed: int, held_out: bool, threads: int) -> None:
+def run(data: str, family: str, seed: int, held_out: bool, threads: int, epochs: int | None, rows: int | None) -> None:
     """One training from files to a printed line."""
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
@@ -143,6 +145,9 @@ def run(data: str, family: str, seed: int, held_out: bool, threads: int) -> None
         order = np.arange(60_000)[::-1] if data == "mnist" else np.random.default_rng(123).permutation(len(columns[0]))
         cut = len(order) // (6 if data == "mnist" else 5)
         columns = [columns[0][order[cut:]], columns[1][order[cut:]], columns[0][order[:cut]], columns[1][order[:cut]]]
+    if rows:
+        kept = np.random.default_rng([seed, 1]).permutation(len(columns[0]))[:rows]
+        columns[:2] = columns[0][kept], columns[1][kept]
     checked = [KIND.check(column) for column in (columns[0], columns[2])]
     assert not checked[0][1] and not checked[1][1], "the shared images are whole"
     encoding: Any = KIND.encodings["pixels"]
@@ -156,6 +161,7 @@ def run(data: str, family: str, seed: int, held_out: bool, threads: int) -> None
     config: Any = module.Config()
     if module is cnn:
         config, settings = cnn.recipe(encoding.parts(state), len(x))
+    settings = {**settings, "epochs": epochs or settings["epochs"]}
     encoder = module.Encoder(config, encoding.parts(state), statistics=state.statistics())
     net = nn.Sequential(encoder, nn.Linear(encoder.width, int(y.max()) + 1))
     flops = training_flops(net, x) * settings["epochs"] * len(x)
@@ -175,9 +181,48 @@ def run(data: str, family: str, seed: int, held_out: bool, threads: int) -> None
     )
 
 
+def session(family: str, shape: tuple[int, int, int]) -> tuple[Any, int]:
+    """(ONNX Runtime on one thread with a head of ten labels, number of weights)."""
+    import onnxruntime
+
+    module = FAMILIES[family]
+    torch.manual_seed(0)
+    encoder = module.Encoder(module.Config(), {"pixels": Part(shape, "uint8")})
+    net = nn.Sequential(encoder, nn.Linear(encoder.width, 10)).eval()
+    batch = {0: torch.export.Dim.DYNAMIC}
+    example = {"pixels": torch.zeros((3, *shape), dtype=torch.uint8)}
+    program = torch.onnx.export(
+        net, (example,), dynamo=True, dynamic_shapes=({"pixels": batch},), input_names=["pixels"], verbose=False
+    )
+    assert program is not None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    graph = program.model_proto.SerializeToString()
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"]), sum(w.numel() for w in net.parameters())
+
+
+def speed(shape: tuple[int, int, int] = (3, 32, 32), rounds: int = 100) -> None:
+    """One line a family: median CPU time of a call, families in turn so that a busy machine slows them alike."""
+    made = {family: session(family, shape) for family in FAMILIES}
+    images = np.random.default_rng(0).integers(0, 256, (64, *shape), dtype=np.uint8)
+    spent: dict[tuple[str, int], list[float]] = {}
+    for count, calls in ((1, 20), (64, 1)):
+        for _ in range(rounds):
+            for family, (runtime, _) in made.items():
+                begin = time.process_time()
+                for _ in range(calls):
+                    runtime.run(None, {"pixels": images[:count]})
+                spent.setdefault((family, count), []).append((time.process_time() - begin) / calls)
+    print("| net | weights | one image, ms | low | high | images/s at 64 |\n|---|---|---|---|---|---|")
+    for family, (_, weights) in made.items():
+        low, one, high = (1000 * float(q) for q in np.quantile(spent[family, 1], (0.25, 0.5, 0.75)))
+        many = 64 / float(np.median(spent[family, 64]))
+        print(f"| {family} | {weights:,} | {one:.3f} | {low:.3f} | {high:.3f} | {many:,.0f} |")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", choices=["mnist", "cifar10"])
+    parser.add_argument("data", choices=["mnist", "cifar10", "speed"])
     parser.add_argument("--net", choices=list(FAMILIES), default="cnn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, counted from --seed")
@@ -185,8 +230,13 @@ if __name__ == "__main__":
         "--held-out", action="store_true", help="hold out part of the training set; leave the test set alone"
     )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--rows", type=int, help="only so many training images, drawn by the seed")
     given = parser.parse_args()
+    if given.data == "speed":
+        speed()
+        sys.exit()
     if not SHARED.is_dir():
         sys.exit(f"the shared data sets are not at {SHARED}; set MODELYARD_SHARED")
     for each in range(given.seed, given.seed + given.seeds):
-        run(given.data, given.net, each, given.held_out, given.threads)
+        run(given.data, given.net, each, given.held_out, given.threads, given.epochs, given.rows)

@@ -117,8 +117,8 @@ def test_no_drawer_of_helpers() -> None:
 
 def test_public_surface_is_pinned() -> None:
     assert sorted(modelyard.__all__) == [
-        "Model", "ModelyardError", "Project", "__version__", "chat", "check", "doctor", "evaluate", "export", "init", "load", "load_model",
-        "plan", "predict", "prepare", "project", "report", "run", "runs", "serve", "train", "tune",
+        "Model", "ModelyardError", "Project", "Registry", "__version__", "chat", "check", "compress", "doctor", "evaluate", "export", "init",
+        "load", "load_model", "plan", "predict", "prepare", "project", "report", "run", "runs", "serve", "train", "tune",
     ]  # fmt: skip
     for name in modelyard.__all__:
         assert getattr(modelyard, name) is not None

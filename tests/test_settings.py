@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as drawn
 from hypothesis import strategies as st
 
 from modelyard import settings
@@ -118,6 +119,7 @@ json_values = st.recursive(
 )
 
 
+@drawn(suppress_health_check=[HealthCheck.too_slow])  # a busy machine draws slowly
 @given(json_values)
 def test_any_value_gives_an_instance_or_problems(value: Any) -> None:
     found, problems = ask(value)

@@ -26,7 +26,7 @@ from modelyard.testing import toy_data
 HERE = Path(__file__).parent
 EXPECTED = HERE / "matrix_expected.json"
 MATRIX = HERE.parent / "docs" / "matrix.md"
-VERBS = ("check", "prepare", "plan", "train", "tune", "predict", "evaluate", "threshold", "report", "export", "serve")
+VERBS = ("check", "prepare", "plan", "train", "tune", "predict", "evaluate", "threshold", "report", "export", "compress", "serve")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # torch's exporter
 
@@ -216,6 +216,16 @@ def cells(row: dict[str, Any], folder: Path) -> dict[str, str]:
         assert exported.parity["max_difference"] <= 1e-4
         state["export"] = exported.folder
 
+    def compress() -> None:
+        from modelyard.verbs.compress import Config
+
+        project.sections["compress"] = Config(stages=["quantise"], favour="size", max_loss=1.0)
+        found = verb("compress", state["run"])
+        stage = found.stages[1]
+        if "why" in stage:
+            raise Unsupported(stage["reason"], stage["why"])
+        assert Model.load(found.model).parity.ok  # type: ignore[union-attr]
+
     def serve() -> None:
         from modelyard.verbs.serve import serve as serving
 
@@ -231,7 +241,7 @@ def cells(row: dict[str, Any], folder: Path) -> dict[str, str]:
     steps: dict[str, Callable[[], Any]] = {
         "check": lambda: verb("check"), "prepare": prepare, "plan": lambda: verb("plan"), "train": train, "tune": tune, "predict": predict,
         "evaluate": lambda: verb("evaluate", state["run"]), "threshold": threshold, "report": lambda: verb("report", state["run"]),
-        "export": export, "serve": serve,
+        "export": export, "compress": compress, "serve": serve,
     }  # fmt: skip
     found = {}
     for name in VERBS:

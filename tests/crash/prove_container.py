@@ -44,7 +44,7 @@ def build(context: Path, root: Path) -> tuple[dict[str, str], list[str]]:
     environment: dict[str, str] = {}
     command: list[str] = []
     site = root / "usr/local/lib/python/site-packages"
-    for line in (context / "Dockerfile").read_text(encoding="utf-8").splitlines():
+    for line in (context / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
         word, _, rest = line.partition(" ")
         if word == "COPY":
             source, target = rest.split()

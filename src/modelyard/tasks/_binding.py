@@ -617,7 +617,7 @@ def _trainable(splits: Mapping[str, pl.DataFrame], outputs: list[Column], tasks:
         values = train[column.name]
         flat = values.explode(empty_as_null=False) if values.dtype.is_nested() else values
         distinct = flat.drop_nulls().n_unique()
-        enough = values.dtype.is_nested() or column.kind == "text"  # one text is learnt by heart, and rewards need no true one
+        enough = values.dtype.is_nested() or column.encoding == "language"  # rewards need no true text, and one is learnt by heart
         if distinct < 2 and not (enough and distinct == 1):
             only = repr(flat.drop_nulls().first() if distinct else None)[:80]
             problems.append(Problem(f"has only one value in the training rows ({only}); there is nothing to learn", column.name))

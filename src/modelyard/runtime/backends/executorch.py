@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from modelyard.errors import ArtefactError, Unsupported
+from modelyard.errors import ArtefactError, MissingExtra, Unsupported
 from modelyard.runtime.answers import Graph
 from modelyard.runtime.pipeline import Pipeline
 
@@ -19,15 +19,18 @@ def load(
     """One program per graph named in the manifest, from files whose hashes were checked before."""
     files = manifest["model"].get("executorch", {})
     if not files:
-        raise ArtefactError(f"{folder} holds no ExecuTorch programs; make them with: modelyard export {folder} export.format=executorch")
-    return {name: program(folder / said["file"], said["inputs"], said["outputs"], said["batch"], said["lengths"]) for name, said in files.items()}
+        raise ArtefactError(f"{folder} holds no ExecuTorch programs; export.format: executorch makes them")
+    return {name: program(folder / f["file"], f["inputs"], f["outputs"], f["batch"], f["lengths"]) for name, f in files.items()}
 
 
 def program(file: Path, inputs: list[str], outputs: list[str], batch: int, lengths: Mapping[str, int]) -> Graph:
     """A graph over a `.pte` file. Its memory is planned for `batch` examples, so more go through it in pieces; `lengths` are the most positions of
     texts, beyond which it refuses."""
-    import torch
-    from executorch.runtime import Runtime
+    try:
+        import torch
+        from executorch.runtime import Runtime
+    except ModuleNotFoundError:
+        raise MissingExtra("executorch", "executorch") from None
 
     method: Any = Runtime.get().load_program(file).load_method("forward")
     if method is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from modelyard.errors import ArtefactError
+from modelyard.errors import ArtefactError, MissingExtra
 from modelyard.runtime.answers import Graph
 from modelyard.runtime.backends.onnx import AGAIN
 from modelyard.runtime.pipeline import Pipeline
@@ -20,14 +20,19 @@ def load(
     """One compiled model per graph named in the manifest, from files whose hashes were checked before."""
     files = manifest["model"].get("openvino", {})
     if not files:
-        raise ArtefactError(f"{folder} holds no OpenVINO graphs; make them with: modelyard export {folder} export.format=openvino")
-    return {name: compiled(folder / said["file"], said["inputs"], said["outputs"]) for name, said in files.items()}
+        raise ArtefactError(f"{folder} holds no OpenVINO graphs; export.format: openvino makes them")
+    return {name: compiled(folder / f["file"], f["inputs"], f["outputs"]) for name, f in files.items()}
 
 
 def compiled(file: Path, inputs: list[str], outputs: list[str]) -> Graph:
-    """A graph over an IR file with the names of its tensors in order. It is computed in float32, also where the processor has bfloat16, so that
-    answers stay what they were."""
-    import openvino
+    """A graph over an IR file with the names of its tensors in order.
+
+    It is computed in float32, also where the processor has bfloat16, so that answers stay what they were.
+    """
+    try:
+        import openvino
+    except ModuleNotFoundError:
+        raise MissingExtra("openvino", "openvino") from None
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     try:

@@ -85,7 +85,7 @@ def compress(
     if not stages:
         raise Unsupported(f"nothing here makes a model of {model.manifest['model'].get('estimator', model.backend)} smaller without a student; "
                           "write compress.stages=[{distil: {name: trees}}] or another family", "use")  # fmt: skip
-    work = Work.begin(model, data, task, config, base, train, trust_code)
+    work = Work.begin(model, data, task, config, base, train, trust_code, getattr(judged_by, "metrics", None))
     run, began = Run.create(runs, f"{name}-small"), time.monotonic()
     try:
         told = work.go(stages, run, progress)

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelyard import metrics, registry, settings
-from modelyard.errors import ConfigError, ParityError, Unsupported
+from modelyard import registry, settings
+from modelyard.errors import ParityError, Unsupported
 from modelyard.runtime.model import Model
 from modelyard.tasks._binding import Bound, bind
 from modelyard.verbs.compress import _measure
@@ -39,17 +39,13 @@ class Work:
     """Value of the metric that must not be undercut (or exceeded, where lower is better)."""
 
     @classmethod
-    def begin(cls, model: Model, data: Any, task: str | None, config: Config, base: Path, train: Any, trust_code: bool) -> Work:
+    def begin(cls, model: Model, data: Any, task: str | None, config: Config, base: Path, train: Any, trust_code: bool, judged: list[str] | None) -> Work:
         """Binds the rows as the model knows them and chooses the metric."""
+        from modelyard.verbs.evaluate import aim
+
         bound = bind(data, task, base, like=model.pipeline, tasks=model.tasks, seed=train.seed if train is not None else 0)
-        if "valid" not in bound.splits or not bound.splits["valid"].height:
-            raise ConfigError("compress judges on validation rows; set data.split.valid or data.valid")
-        output, _, name = (config.metric or "").rpartition(".")
-        columns = [c for c in bound.pipeline.outputs if not output or c.name == output]
-        if not columns:
-            raise ConfigError(f"compress.metric: {output} is no output")
-        name = name or metrics.DEFAULTS[columns[0].kind][0]
-        return cls(model, bound, config, name, columns[0].name, metrics.get(name).better, train, trust_code)
+        output, metric, better = aim(bound, config.metric, judged, "compress")
+        return cls(model, bound, config, metric, output, better, train, trust_code)
 
     def go(self, stages: list[tuple[str, Any]], run: Run, progress: Any) -> list[dict[str, Any]]:
         """Goes through the stages and leaves the last model that stands in `run.model`; what is told of each, the first model's first."""
@@ -58,6 +54,8 @@ class Work:
         net = self.teacher.folder
         rows = [dict(r) for r in self.bound.splits["valid"].select([c.name for c in self.bound.pipeline.inputs]).head(64).to_dicts()]
         value = self.value(current)
+        if value != value:
+            raise Unsupported(f"{self.metric} is not defined on the validation rows, so no stage could be judged; set compress.metric", "needs")
         scale = abs(value) * self.config.max_loss
         self.least = value - scale if self.better == "higher" else value + scale
         one, many = (_measure.milliseconds([current], rows, n)[0] for n in (1, 64))
@@ -84,7 +82,7 @@ class Work:
                 if reason is None:
                     current, net = child, folder or net
             except (Unsupported, ParityError) as error:
-                entry["reason"] = error.message
+                entry |= {"reason": error.message, "why": getattr(error, "why", None)}
             told.append(entry)
             run.event({"event": "stage", **entry})
             if progress:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from modelyard.verbs.compress._work import Work
 
 
+MATRICES = {"MatMul", "Gemm", "Conv", "LSTM", "GRU", "RNN", "Gather", "Attention"}
+"""Operators with weights that the quantiser knows."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """`quantise`."""
@@ -48,27 +52,34 @@ def apply(work: Work, model: Model, config: Config, target: Path) -> Path:
         raise MissingExtra(error.name or "onnx", "train") from None
     if "onnx" not in model.manifest["model"]:
         raise Unsupported("what is quantised are ONNX graphs, and this model has none; distil it into a net first", "use")
+    if model.manifest["model"].get("estimator"):
+        raise Unsupported("an estimator holds thresholds and distances that 8 bits would move; distil it into a net first", "use")
     shown = work.bound.splits["train"].head(config.rows)
     seen: dict[str, list[dict[str, Any]]] = {}
 
     def rewrite(graph: str, source: Path, out: Path) -> None:
         kinds = {node.op_type for node in onnx.load(str(source)).graph.node}
+        if not kinds & MATRICES:
+            raise Unsupported("the graph holds no matrices that could be stored in 8 bits; distil it into a net first", "use")
         static = config.how == "static" or (config.how == "auto" and "Conv" in kinds)
         with _quiet(), tempfile.TemporaryDirectory() as aside:
             # the exporter's notes of shapes stand in the way of the quantiser's own inference, which finds them anew
             ready, whole = Path(aside) / "ready.onnx", onnx.load(str(source))
             del whole.graph.value_info[:]
             onnx.save(whole, str(ready))
-            if static:
-                seen.update(seen or feeds(model, shown))
-                names = {i.name for i in onnx.load(str(source)).graph.input}
-                reader = _Rows([{k: v for k, v in f.items() if k in names} for f in seen[graph]])
-                quantize_static(
-                    str(ready), str(out), reader, quant_format=QuantFormat.QDQ, per_channel=config.per_channel, activation_type=QuantType.QUInt8,
-                    weight_type=QuantType.QInt8,
-                )  # fmt: skip
-            else:
-                quantize_dynamic(str(ready), str(out), per_channel=config.per_channel, weight_type=QuantType.QInt8)
+            try:
+                if static:
+                    seen.update(seen or feeds(model, shown))
+                    names = {i.name for i in whole.graph.input}
+                    reader = _Rows([{k: v for k, v in f.items() if k in names} for f in seen[graph]])
+                    quantize_static(
+                        str(ready), str(out), reader, quant_format=QuantFormat.QDQ, per_channel=config.per_channel,
+                        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                    )  # fmt: skip
+                else:
+                    quantize_dynamic(str(ready), str(out), per_channel=config.per_channel, weight_type=QuantType.QInt8)
+            except Exception as error:  # the quantiser asserts and raises whatever its parts raise
+                raise Unsupported(f"ONNX Runtime's quantiser does not take the graph: {str(error)[:200] or repr(error)}", "never") from None
         session(out)  # a graph that the runtime does not take is refused before anything is measured
 
     return child(model, target, f"quantise {config.how}", rewrite)

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modelyard.errors import ConfigError, Problem, Unsupported
+from modelyard.verbs.evaluate._aim import aim
 from modelyard.verbs.evaluate._judge import Evaluation, judge, predicted, score
 
-__all__ = ["Config", "Evaluation", "gates", "judge", "predicted", "score"]
+__all__ = ["Config", "Evaluation", "aim", "gates", "judge", "predicted", "score"]
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 

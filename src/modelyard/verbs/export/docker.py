@@ -36,7 +36,7 @@ USER {user}
 EXPOSE {port}
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \\
-  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}/v2/health/ready', timeout=2)"]
+  CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:{port}/v2/health/ready', timeout=2)"]
 ENTRYPOINT ["python", "-m", "modelyard", "serve", "/app/model", "--file", "/app/serve.yaml"]
 """
 COMPOSE = """\

@@ -68,7 +68,7 @@ def graph(file: Path, inputs: list[str], outputs: list[str]) -> Graph:
     import torch
 
     if found := pickled(file):
-        raise ArtefactError(f"{file} holds a pickle ({', '.join(found)}) and is not loaded")
+        raise ArtefactError(f"{file} is not loaded: torch would unpickle {', '.join(found)}")
     module: Any = torch.export.load(file).module()
 
     def call(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

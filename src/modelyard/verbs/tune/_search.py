@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from modelyard import metrics as scoring
 from modelyard import registry, settings
 from modelyard.data.source import TABLES_OR_PATH, open_source
 from modelyard.errors import ArtefactError, ConfigError, GateFailed, Problem, Unsupported, UsageError
 from modelyard.store import atomic
 from modelyard.store.run import Run, now
 from modelyard.tasks._binding import Bound, bind, of_texts
+from modelyard.verbs.evaluate import aim
 from modelyard.verbs.train import conclude
 from modelyard.verbs.tune import Config, Tuned, _space
 from modelyard.verbs.tune._engines import Engine, Here, Job, Workers
@@ -73,7 +73,7 @@ class Search:
         if train.folds:
             refuse(self.space.dimensions)
             self.config = share(self.config, train)
-        self.output, self.metric, self.better = aim(self.bound, self.config.metric, project.section("evaluate").metrics)
+        self.output, self.metric, self.better = aim(self.bound, self.config.metric, project.section("evaluate").metrics, "tune")
         self._fits()
         self.run_folder = run or Run.create(runs, project.name)
         try:
@@ -388,34 +388,6 @@ class Search:
             "importance": [{"name": k, "value": v} for k, v in found],
         }  # fmt: skip
         return {"search": search}
-
-
-def aim(bound: Bound, wanted: str | None, judged: list[str] | None) -> tuple[str, str, str]:
-    """(output, metric, better) that trials are compared by. Raises `ConfigError` and `Unsupported` with the reason."""
-    if bound.environment is not None:
-        raise Unsupported("tune scores trials on validation rows, and an environment has none", "not yet")
-    if "valid" not in bound.splits or not bound.splits["valid"].height:
-        raise Unsupported("tune scores trials on validation rows, and the data has none; set data.split.valid", "needs")
-    outputs = {c.name: c for c in bound.pipeline.outputs}
-    output, _, name = wanted.rpartition(".") if wanted and wanted.rpartition(".")[0] in outputs else ("", "", wanted or "")
-    column = outputs[output] if output else bound.pipeline.outputs[0]
-    if not name:
-        own = [*(judged or ()), *(bound.tasks[column.name].metrics or ()), *scoring.DEFAULTS.get(column.kind, ())]
-        name = next((m for m in own if column.kind in scoring.get(m).kinds), "")
-        if not name:
-            raise Unsupported(f"there is no metric for outputs of kind {column.kind}", "needs")
-    try:
-        metric = scoring.get(name)
-    except UsageError as error:
-        raise ConfigError(f"tune.metric: {error.message}", error.details) from None
-    if column.kind not in metric.kinds:
-        message = f"{name} is for {' and '.join(metric.kinds)} outputs; {column.name} is of kind {column.kind}"
-        raise ConfigError("tune.metric does not apply", [Problem(message, "tune.metric", f"Use one of {', '.join(scoring.names(column.kind))}.")])
-    brings = bound.tasks[column.name].examine is not None  # its truth is no column
-    if column.name not in bound.splits["valid"].columns and metric.needs != "features" and not brings:
-        reason = f"{metric.name} compares answers with known ones, and the data has no column {column.name}; name a target column, or a metric that needs none"
-        raise Unsupported(reason, "needs")
-    return column.name, name if "/" in name else metric.name, metric.better
 
 
 def _find(runs: Path, resume: str | bool) -> Run:
