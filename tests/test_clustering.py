@@ -173,6 +173,15 @@ def test_a_grid_joins_crowded_cells_that_touch() -> None:
     assert ((slow < 0) == (found < 0)).all() and agreement(slow[found >= 0], found[found >= 0]) == 1.0
 
 
+def test_a_grid_finds_no_crowd_in_every_row() -> None:
+    """Noise in five directions, nearly every row in a cell of its own: such cells were once hundreds of groups."""
+    noise = {"table.numbers": np.random.default_rng(0).normal(size=(1200, 5)).astype(np.float32)}
+    state = grid.fit(noise, {}, HEADS, grid.Config(cells=40, directions=3))
+    found = labels(grid, state, noise)
+    assert (found < 0).mean() > 0.9 and state.suggestion["groups"] < 60
+    assert grid.fit(noise, {}, HEADS, grid.Config()).suggestion["groups"] < 10
+
+
 @pytest.mark.parametrize(("ours", "theirs"), [("full", "full"), ("diagonal", "diag")])
 def test_a_gaussian_mixture_is_that_of_scikit_learn(ours: Any, theirs: Any) -> None:
     """Its likelihood, criterion and posteriors on numbers; scores of an answer are the posteriors."""

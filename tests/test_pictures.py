@@ -9,6 +9,7 @@ import pytest
 
 from modelyard.metrics import Predicted, picture_data
 from modelyard.metrics._pictures import calibration, lengths, points
+from modelyard.verbs.report._board import board_rows, failed_rows
 from modelyard.verbs.report._svg import Plot, number, shorten, ticks, width_of
 from modelyard.verbs.report._words import words
 from modelyard.verbs.report.pictures import PICTURES, draw, learning_data, standalone
@@ -38,13 +39,9 @@ def everything(n=500, k=3, labels=("猫", "狗 & <鸟>", "a very long class name
         "leaderboard": {"metric": "rmse", "better": "lower", "entries": [
             {"model": f"{i:02d}-列 <trees>", "weight": 0.5 if i else 0.0, "value": 1.0 + i, "low": 0.5 if i else math.nan, "high": 2.0} for i in range(30)
         ]},
-        "pareto": {
-            "metric": "accuracy", "better": "higher", "limit": 0.9,
-            "points": [
-                {"stage": s, "accepted": a, "value": v, "bytes": b, "milliseconds_1": 0.1}
-                for s, a, v, b in (("model", None, 0.95, 90_000), ("prune", False, 0.8, 40_000), ("quantise", True, 0.94, 25_000), ("distil", False, 0, None))
-            ],
-        },
+        "pareto": {"metric": "f1", "better": "higher", "limit": 0.9, "points": [
+            {"stage": f"步骤 & <{i}>", "accepted": i < 2, "value": 0.95 - i / 20, "bytes": 4**9 // 4**i, "milliseconds_1": 1.5} for i in range(4)
+        ]},
         "search_history": search,
         "search_settings": search,
         "metrics": {"items": [{**item, "name": "f1", "value": 0.5, "baseline": math.nan}]},
@@ -195,3 +192,21 @@ def test_coverage_lies_where_it_was_measured():
     svg = draw("coverage", {"promised": 0.9, "coverage": 0.75, "low": 0.7, "high": 0.8, "rows": 100})
     at = lambda v: 16 + 408 * (v - 0.55) / 0.45  # noqa: E731 (0.55: half an interval below the lowest mark)
     assert f'cx="{at(0.75):.1f}"' in svg and f'x1="{at(0.9):.1f}"' in svg and "promised 0.9" in svg and "[0.7, 0.8]" in svg
+
+
+def test_a_candidate_that_failed_is_listed_with_its_reason_and_no_other():
+    scores = {"y": {"value": 0.9, "low": 0.8, "high": 0.95, "metric": "f1"}}
+    told = [
+        {"model": "00-trees", "scores": scores, "weight": 1.0, "fit_seconds": 2.0, "settings": {"lr": 0.1}},
+        {"model": "01-<net>", "reason": "no & never", "fit_seconds": 0.5},
+    ]
+    _, good = board_rows(told, words("en"))
+    head, bad = failed_rows(told, words("zh"))
+    assert [row[0] for row in good] == ["00-trees"] and [row[:2] for row in bad] == [["01-&lt;net&gt;", "no &amp; never"]] and len(head) == len(bad[0])
+
+
+def test_a_setting_alone_has_a_picture_that_fits_a_phone():
+    data = everything()["search_settings"]
+    one = draw("search_settings", {**data, "axes": {"train.lr": data["axes"]["train.lr"]}})
+    assert 'viewBox="0 0 440 ' in one and "min-width" not in one and "train.lr" in one and "model." not in one
+    assert "min-width" in draw("search_settings", {**data, "axes": {f"model.{i}": data["axes"]["train.lr"] for i in range(4)}})
