@@ -43,6 +43,8 @@ class Work:
         """Binds the rows as the model knows them and chooses the metric."""
         from modelyard.verbs.evaluate import aim
 
+        if not model.by_row:
+            raise Unsupported("an example of this model is made of many rows, and stages are timed on single ones", "not yet")
         bound = bind(data, task, base, like=model.pipeline, tasks=model.tasks, seed=train.seed if train is not None else 0)
         output, metric, better = aim(bound, config.metric, judged, "compress")
         return cls(model, bound, config, metric, output, better, train, trust_code)

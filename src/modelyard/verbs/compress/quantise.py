@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from modelyard.errors import MissingExtra, Unsupported
+from modelyard.errors import ArtefactError, MissingExtra, Unsupported
 from modelyard.runtime.backends.onnx import session
 from modelyard.runtime.model import Model
 from modelyard.settings import Between
@@ -80,7 +80,10 @@ def apply(work: Work, model: Model, config: Config, target: Path) -> Path:
                     quantize_dynamic(str(ready), str(out), per_channel=config.per_channel, weight_type=QuantType.QInt8)
             except Exception as error:  # the quantiser asserts and raises whatever its parts raise
                 raise Unsupported(f"ONNX Runtime's quantiser does not take the graph: {str(error)[:200] or repr(error)}", "never") from None
-        session(out)  # a graph that the runtime does not take is refused before anything is measured
+        try:
+            session(out)
+        except ArtefactError as error:
+            raise Unsupported(f"what the quantiser wrote does not run: {error.message[:300]}", "never") from None
 
     return child(model, target, f"quantise {config.how}", rewrite)
 
