@@ -181,6 +181,19 @@ def run(data: str, family: str, seed: int, held_out: bool, threads: int, epochs:
     )
 
 
+class _OfPixels(nn.Module):
+    """Called with the tensor itself, as the exporter wants: it takes a last dict for keywords."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits (B, 10)."""
+        logits: Tensor = self.net({"pixels": pixels})
+        return logits
+
+
 def session(family: str, shape: tuple[int, int, int]) -> tuple[Any, int]:
     """(ONNX Runtime on one thread with a head of ten labels, number of weights)."""
     import onnxruntime
@@ -190,9 +203,9 @@ def session(family: str, shape: tuple[int, int, int]) -> tuple[Any, int]:
     encoder = module.Encoder(module.Config(), {"pixels": Part(shape, "uint8")})
     net = nn.Sequential(encoder, nn.Linear(encoder.width, 10)).eval()
     batch = {0: torch.export.Dim.DYNAMIC}
-    example = {"pixels": torch.zeros((3, *shape), dtype=torch.uint8)}
+    example = torch.zeros((3, *shape), dtype=torch.uint8)
     program = torch.onnx.export(
-        net, (example,), dynamo=True, dynamic_shapes=({"pixels": batch},), input_names=["pixels"], verbose=False
+        _OfPixels(net).eval(), (example,), dynamo=True, dynamic_shapes={"pixels": batch}, input_names=["pixels"], verbose=False
     )
     assert program is not None
     options = onnxruntime.SessionOptions()

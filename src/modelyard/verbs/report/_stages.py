@@ -21,7 +21,7 @@ def pareto(data: Mapping[str, Any], say: Say) -> str:
     labels = [(say("stage_first"), FIRST), (say("stage_taken"), TAKEN), (say("stage_left"), LEFT)]
     plot = Plot(
         say("pareto"), (min(sizes) * 0.7, max(sizes) * 1.4), (low - pad, high + pad), x_label=say("kibibytes"), y_label=say(data["metric"]), log_x=True,
-        legend_rows=legend_rows([label for label, _ in labels]), width=560, height=360,
+        legend_rows=legend_rows([label for label, _ in labels]), height=340,
     )  # fmt: skip
     plot.body.append(line(plot.left, plot.py(data["limit"]), plot.right, plot.py(data["limit"]), opacity=0.6, dash="5 4"))
     taken = [(s, v) for s, v, p in zip(sizes, values, points, strict=True) if p["accepted"] is not False]
@@ -35,10 +35,11 @@ def pareto(data: Mapping[str, Any], say: Say) -> str:
     return plot.svg(told, labels)
 
 
-def section(stages: list[Mapping[str, Any]], say: Say, table: Any) -> str:
-    """The report's table of stages."""
+def section(stages: list[Mapping[str, Any]], drawn: Mapping[str, Any] | None, say: Say, figure: Any, table: Any) -> str:
+    """The report's section: the picture and the table of stages."""
     if not stages:
         return ""
+    picture = f'<div class="pictures" style="margin-bottom:12px">{figure("pareto", drawn, say)}</div>' if drawn else ""
     head = [say("stage"), say("state"), say("value"), say("kibibytes"), say("ms_one"), say("ms_many"), say("model_settings"), say("reason")]
     rows = []
     for s in stages:
@@ -46,4 +47,4 @@ def section(stages: list[Mapping[str, Any]], say: Say, table: Any) -> str:
         numbers = [number(s["value"]), number(s["bytes"] / 1024), number(s["milliseconds_1"]), number(s["milliseconds_64"])] if s.get("bytes") else [""] * 4
         settings = ", ".join(f"{k}: {v}" for k, v in (s.get("settings") or {}).items())
         rows.append([escape(s["stage"]), state, *numbers, escape(settings), escape(s.get("reason") or "")])
-    return str(table(head, rows, numbers=(2, 3, 4, 5), prose=(6, 7)))
+    return picture + str(table(head, rows, numbers=(2, 3, 4, 5), prose=(6, 7)))
