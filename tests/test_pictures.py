@@ -39,9 +39,13 @@ def everything(n=500, k=3, labels=("猫", "狗 & <鸟>", "a very long class name
         "leaderboard": {"metric": "rmse", "better": "lower", "entries": [
             {"model": f"{i:02d}-列 <trees>", "weight": 0.5 if i else 0.0, "value": 1.0 + i, "low": 0.5 if i else math.nan, "high": 2.0} for i in range(30)
         ]},
-        "pareto": {"metric": "f1", "better": "higher", "limit": 0.9, "points": [
-            {"stage": f"步骤 & <{i}>", "accepted": i < 2, "value": 0.95 - i / 20, "bytes": 4**9 // 4**i, "milliseconds_1": 1.5} for i in range(4)
-        ]},
+        "pareto": {
+            "metric": "accuracy", "better": "higher", "limit": 0.9,
+            "points": [
+                {"stage": s, "accepted": a, "value": v, "bytes": b, "milliseconds_1": 0.1}
+                for s, a, v, b in (("model", None, 0.95, 90_000), ("prune", False, 0.8, 40_000), ("quantise", True, 0.94, 25_000), ("distil", False, 0, None))
+            ],
+        },
         "search_history": search,
         "search_settings": search,
         "metrics": {"items": [{**item, "name": "f1", "value": 0.5, "baseline": math.nan}]},
