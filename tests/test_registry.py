@@ -198,6 +198,8 @@ def test_garbage_goes_and_what_is_needed_stays(registry: Registry, trained: list
     assert [v.number for v in registry.versions()] == [1, 4] and not orphan.exists() and not registry.verify()
     assert registry.register(trained[2] / "model").number == 5  # numbers are not given twice
     assert registry.gc(keep=5) == ([], 0)
+    registry.gc(keep=0, apply=True)  # the newest goes too
+    assert [v.number for v in registry.versions()] == [1, 4] and registry.register(trained[1] / "model").number == 6
 
 
 # --- signatures -----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from modelyard.store import folder as store
 from modelyard.store.registry import Registry
 from modelyard.store.run import now
 
-TABLES = ("versions", "aliases", "history")
+TABLES = ("versions", "aliases", "history", "counters")
 ENDPOINT = "AWS_ENDPOINT_URL"
 
 

@@ -42,6 +42,7 @@ TABLES = """
 create table if not exists versions (
   name text not null, number integer not null, version text not null, added text not null, facts text not null,
   primary key (name, number), unique (name, version));
+create table if not exists counters (name text primary key, last integer not null);
 create table if not exists aliases (name text not null, alias text not null, number integer not null, primary key (name, alias));
 create table if not exists history (
   id integer primary key autoincrement, name text not null, alias text not null, number integer, previous integer, time text not null, why text not null);
@@ -107,7 +108,8 @@ class Registry:
         with self._open(make=True) as db:
             number = db.execute("select number from versions where name=? and version=?", (name, version)).fetchone()
             if number is None:
-                number = db.execute("select coalesce(max(number), 0) + 1 from versions where name=?", (name,)).fetchone()
+                number = (db.execute("select coalesce(max(last), 0) + 1 from counters where name=?", (name,)).fetchone()[0],)
+                db.execute("insert or replace into counters values (?, ?)", (name, number[0]))  # a number that garbage had is not given again
                 facts = json.dumps(_facts(model, manifest), ensure_ascii=False)
                 db.execute("insert into versions values (?, ?, ?, ?, ?)", (name, number[0], version, now(), facts))
         return self.get(name, number[0])
