@@ -127,16 +127,17 @@ def prepare(place: Path, peers: str | None) -> dict[str, tuple[list[str], str, b
     run = modelyard.train(data=frame, target="y", model=model, **{"train.epochs": 3}).run
     folder = modelyard.export(str(run)).folder
     row = {f"n{i}": round(float(x[0, i]), 4) for i in range(16)}
-    found = {"ours": ([sys.executable, "-m", "modelyard", "serve", folder, "serve.port={port}"], "/v1/models/model:predict", {"instances": [row]})}
+    command = [sys.executable, "-m", "modelyard", "serve", folder, "serve.port={port}", "serve.name=model"]
+    found = {"ours": (command, "/v1/models/model:predict", {"instances": [row]})}
     if peers:
         net = torch.nn.Sequential(*[m for w in ((16, 64), (64, 64)) for m in (torch.nn.Linear(*w), torch.nn.ReLU())], torch.nn.Linear(64, 3))
         torch.jit.trace(net.eval(), torch.zeros(2, 16)).save(str(place / "net.pt"))
         for name, text in (("fastapi", FASTAPI), ("litserve", LITSERVE), ("make_mlflow", MLFLOW)):
-            (place / f"{name}.py").write_text(text, encoding="utf-8")
+            (place / f"peer_{name}.py").write_text(text, encoding="utf-8")
         plain = {"instances": [list(row.values())]}
         for name in ("fastapi", "litserve"):
-            found[name] = ([peers, f"{name}.py", "{port}", str(place / "net.pt")], "/predict", plain)
-        made = subprocess.run([peers, "make_mlflow.py", "mlflow", str(place / "net.pt")], capture_output=True, text=True, check=False)
+            found[name] = ([peers, f"peer_{name}.py", "{port}", str(place / "net.pt")], "/predict", plain)
+        made = subprocess.run([peers, "peer_make_mlflow.py", "mlflow", str(place / "net.pt")], capture_output=True, text=True, check=False)
         if made.returncode == 0:
             command = [str(Path(peers).parent / "mlflow"), "models", "serve", "-m", "mlflow", "--env-manager", "local", "-p", "{port}"]
             split = {"dataframe_split": {"columns": list(row), "data": plain["instances"]}}
@@ -167,7 +168,7 @@ def one(command: list[str], path: str, body: bytes, seconds: float) -> dict[int,
         for clients in CLIENTS:
             for warm in (True, False):
                 call = [sys.executable, __file__, "--seconds", "1" if warm else str(seconds), "--load", str(port), path, "body", str(clients)]
-                told = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+                told = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True).stdout
             found[clients] = json.loads(told)
         return found
     finally:
@@ -220,6 +221,8 @@ def generate(port: str, path: str, file: str, clients: str, seconds: float) -> N
         await asyncio.sleep(seconds + 0.5)
 
     uvloop.run(run())
+    if wrong or not times:
+        raise SystemExit(f"{wrong} of {len(times)} answers are no answers")
     times.sort()
     p50, p99 = (round(1e3 * times[int(len(times) * share)], 3) for share in (0.5, 0.99))
     print(json.dumps({"rate": round(len(times) / seconds), "p50": p50, "p99": p99, "wrong": wrong}))
