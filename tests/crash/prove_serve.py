@@ -309,8 +309,8 @@ class Proof:
         server = command(self.folders["one"])
         draw = random.Random(4)
         bad: list[Any] = [
-            {"x": "no number"}, {"x": None}, {}, {"y": 3}, {"x": [1, 2]}, {"x": {"a": 1}}, {"x": 1e400}, {"x": "x" * 5000}, 7, "row", None, [],
-            {"x": True, "z": 1}, {"x": float("nan")}, {"x": "１２"}, {"x": "\ud800"}, {"": 1},
+            {"x": "no number"}, {"x": None}, {}, {"y": 3}, {"x": [1, 2]}, {"x": {"a": 1}}, {"x": "Infinity"}, {"x": "x" * 5000}, 7, "row", None, [],
+            {"x": True, "z": 1}, {"x": "NaN"}, {"x": "１２"}, {"": 1},
         ]  # fmt: skip
         rows: dict[float, list[Any]] = {}
 

@@ -279,6 +279,7 @@ class Service:
         try:
             caller = caller or self.access.admit(given.get(b"authorization", b""), "predict", self.name).name
             origin = Origin(request_id, caller, began)
+            self.batcher.turn_away()
             check_type(given.get(b"content-type", b"").decode("latin-1"))
             encoding = given.get(b"content-encoding", b"").strip().lower().decode("latin-1")
             if len(raw) > SMALL or encoding not in ("", "identity"):

@@ -45,12 +45,20 @@ class Batcher:
         Raises `Refused` (503) where too many rows wait already; it is given to `done` where they waited too long.
         """
         if self.rows + len(rows) > max(self.waiting, len(rows)):
-            raise Refused(503, f"{self.rows} rows wait already, and at most {self.waiting} may; come back later", self._later())
+            raise self._full()
         self.queue.append((rows, done, time.monotonic()))
         self.rows += len(rows)
         if self.running < self.lanes:
             self.running += 1
             asyncio.get_running_loop().call_soon(self._next)
+
+    def turn_away(self) -> None:
+        """Raises `Refused` (503) where the queue is full: before a body is read, so that those who are refused cost those who are not nothing."""
+        if self.rows >= self.waiting:
+            raise self._full()
+
+    def _full(self) -> Refused:
+        return Refused(503, f"{self.rows} rows wait already, and at most {self.waiting} may; come back later", self._later())
 
     def _later(self) -> dict[str, str]:
         return {"Retry-After": str(max(1, round(self.seconds * self.rows / MOST)))}
