@@ -135,6 +135,14 @@ def test_a_narrowed_cnn_is_the_net_without_those_channels() -> None:
         assert torch.allclose(encoder(images), small(images), atol=1e-5)
 
 
+def test_channels_of_images_go_in_blocks() -> None:
+    """Whole blocks of 16 stay where there are such: kernels take as long for 19 channels as for 32."""
+    from modelyard.nets.cnn import _left
+
+    assert [_left(w, 0.4) for w in (8, 16, 32, 64, 128)] == [5, 10, 16, 32, 80]
+    assert [_left(w, 0.01) for w in (17, 40, 64)] == [16, 32, 64] and _left(20, 0.95) == 16 and _left(1, 0.95) == 1
+
+
 def test_mistakes_in_stages_are_all_told() -> None:
     with pytest.raises(ConfigError) as found:
         parsed(["shrink", {"prune": {"share": 3}}, {"quantise": {"hau": "static"}}, "low_rank", {"low-rank": 0.9}])
@@ -208,6 +216,24 @@ def test_trees_are_distilled_into_a_net_and_into_fewer_trees(place: Path) -> Non
     assert fewer.stages[1]["accepted"] is True and fewer.smaller > 2
     with pytest.raises(Unsupported, match="student"):
         small(place, "trees-0001", None)  # type: ignore[arg-type]
+
+
+def test_a_student_reads_texts_in_its_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    good, bad, any_ = ["fine", "lovely", "great"], ["awful", "poor", "broken"], ["the", "a", "room", "meal", "was", "and"]
+    label = draw.integers(0, 2, 300)
+    texts = [" ".join([*draw.choice(any_, 4), str(draw.choice(good if y else bad))]) for y in label]
+    pl.DataFrame({"text": texts, "y": ["good" if y else "bad" for y in label]}).write_csv("rows.csv")
+    settings: dict[str, Any] = {"data": "rows.csv", "target": "y", "quiet": True, "data.inputs": {"text": "text"}}
+    modelyard.train(model="bag", name="texts", **{"train.epochs": 5}, **settings)
+    to = {"to": {"name": "bag", "width": 8}, "inputs": {"text": {"encoding": "bag", "buckets": 512}}, "epochs": 40}
+    found = modelyard.compress("runs/texts-0001", **{"compress.stages": [{"distil": to}], "compress.max_loss": 0.05}, **settings)
+    assert found.stages[1]["accepted"] is True and found.smaller > 2
+    column = Model.load(found.model).pipeline.inputs[0]
+    assert column.encoding == "bag" and column.config.buckets == 512  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="texte"):
+        modelyard.compress("runs/texts-0001", **{"compress.stages": [{"distil": {**to, "inputs": {"texte": {}}}}]}, **settings)
 
 
 def test_stages_that_do_not_apply_say_why(place: Path) -> None:

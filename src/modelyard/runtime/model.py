@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -177,7 +179,10 @@ class Model:
         answers = self._block(clean, good, settings, seed or 0) if 0 < len(good) <= SPAN else {}
         if len(good) > SPAN:
             spans = [slice(i, i + SPAN) for i in range(0, len(good), SPAN)]
-            found = [pl.DataFrame(list(self._block(clean[s], good[s], settings, seed or 0).values())) for s in spans]
+            # rows of a table leave the cores idle between two graphs; of larger ones two spans at once would fill the memory
+            threads = min(os.cpu_count() or 1, 8) if self.backend == "onnx" and self.quick is not None else 1
+            with ThreadPoolExecutor(threads) as pool:
+                found = list(pool.map(lambda s: pl.DataFrame(list(self._block(clean[s], good[s], settings, seed or 0).values())), spans))
             answers = dict(pl.concat(found, how="vertical_relaxed").to_dict())
         return self._answers({**keys, **self._scatter(answers, good, examples.height)}, failures, examples.height)
 
@@ -218,17 +223,24 @@ class Model:
         index: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """Graph outputs (`y.logits`, …) of encoded examples, block by block; `index` numbers them for the random generator."""
-        program = registry.load("runtime/programs", self.manifest["model"]["program"])
         settings = resolve(self._params, params) if params is None else params
-        known = {"facts": program.facts(self.pipeline)} if hasattr(program, "facts") else {}
+        program, known = self._program
+        if 0 < encoded.rows <= BLOCK:
+            return program(self.graphs, dense(encoded.arrays), settings, Randomness(seed, 0, index), **known)
         blocks: list[dict[str, np.ndarray]] = []
         step = _together(encoded)
         for start in range(0, encoded.rows, step):
             end = min(start + step, encoded.rows)
             batch = dense({name: part(array, start, end) for name, array in encoded.arrays.items()})
             random = Randomness(seed, start, None if index is None else index[start:end])
-            blocks.append(program.run(self.graphs, batch, settings, random, **known))
+            blocks.append(program(self.graphs, batch, settings, random, **known))
         return join(blocks)
+
+    @cached_property
+    def _program(self) -> tuple[Callable[..., dict[str, np.ndarray]], dict[str, Any]]:
+        """What runs the graphs, and what it is told of the pipeline."""
+        module = registry.load("runtime/programs", self.manifest["model"]["program"])
+        return module.run, {"facts": module.facts(self.pipeline)} if hasattr(module, "facts") else {}
 
     def decode_rows(self, outputs: Mapping[str, np.ndarray], contexts: Mapping[str, Context]) -> dict[str, pl.Series]:
         """Answer columns of graph outputs."""

@@ -286,7 +286,7 @@ def columns(
             notes.append(f"{name}: left out, it looks like {guess.role_hint} ({guess.why}); name it under data.inputs to keep it")
             continue
         with mistakes.gathering():
-            inputs.append(_input(name, options.get("kind") or _meant(frame[name], guess.kind, tasks), options, config.missing_values))
+            inputs.append(input_column(name, options.get("kind") or _meant(frame[name], guess.kind, tasks), options, config.missing_values))
     if not inputs and not mistakes:
         mistakes.errors.append(DataError("no input column is left", [Problem("name at least one under data.inputs", "data.inputs")]))
     if allowed is not None and (wrong := [c for c in inputs if c.kind not in allowed]):
@@ -324,9 +324,9 @@ def _as_before(like: Pipeline, named: Mapping[str, str]) -> tuple[list[Column], 
     return like.inputs, like.outputs, tasks, []
 
 
-def _input(name: str, kind: str, options: Mapping[str, Any], missing: Missing | None = None) -> Column:
-    """The column of an input; `missing` is what columns do that say nothing of their own."""
-    where = f"data.inputs.{name}"
+def input_column(name: str, kind: str, options: Mapping[str, Any], missing: Missing | None = None, where: str | None = None) -> Column:
+    """The column of an input; `missing` is what columns do that say nothing of their own, `where` the setting that mistakes are told of."""
+    where = where or f"data.inputs.{name}"
     known_kinds = [*registry.names("kinds"), *registry.plugins("kinds")]
     if kind not in known_kinds:
         message = f"unknown kind {kind!r}; expected one of {', '.join(known_kinds)}"
@@ -507,7 +507,7 @@ def _bind_environment(config: DataConfig, task: str | None) -> Bound:
     if task is None:
         raise DataError("data.env needs a task that acts, e.g. task: package/name")
     chosen, _ = task_named(task)
-    inputs = [_input(n, kind, {}) for n, kind in world.inputs.items()]
+    inputs = [input_column(n, kind, {}) for n, kind in world.inputs.items()]
     outputs = [_output(n, kind, chosen) for n, kind in world.outputs.items()]
     pipeline = Pipeline(inputs, outputs)
     states, _ = pipeline.check(world.states())

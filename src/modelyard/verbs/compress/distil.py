@@ -18,7 +18,7 @@ from modelyard import registry
 from modelyard.errors import ConfigError, Unsupported
 from modelyard.kinds._contract import Array, Head, take
 from modelyard.settings import Between
-from modelyard.tasks._binding import Bound
+from modelyard.tasks._binding import Bound, input_column
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,8 @@ class Config:
 
     to: dict[str, Any] = field(default_factory=dict)
     """The student as in `model:` (name: mlp, hidden: [64])."""
+    inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """How the student reads columns, as in `data.inputs` ({review: {encoding: bag, buckets: 8192}}); without it as its family does."""
     epochs: Annotated[int, Between(1)] | None = None
     """Without it those of the student's family."""
     temperature: Annotated[float, Between(0.1, 20)] = 2.0
@@ -55,9 +57,11 @@ def apply(work: Work, folder: Path, config: Config, target: Path) -> Path:
     if choice.parts or choice.user:
         raise Unsupported("distil makes one model of a family; name mlp, cnn, trees or another", "use")
     pipeline = copy.deepcopy(bound.pipeline)
+    if unknown := sorted(set(config.inputs) - {c.name for c in pipeline.inputs}):
+        raise ConfigError(f"distil.inputs names {', '.join(unknown)}; the model reads {', '.join(c.name for c in pipeline.inputs)}")
     for column in pipeline.inputs:  # the teacher's encodings are no wish of anybody's: trees keep numbers raw, which a net cannot read
-        column.encoding = next(iter(column.rules.encodings))
-        column.config = column.coder.Config()
+        named = input_column(column.name, column.kind, config.inputs.get(column.name, {}), where=f"distil.inputs.{column.name}")
+        column.encoding, column.config = named.encoding, named.config
     learner.set_encodings(choice, pipeline)
     pipeline.fit([bound.splits["train"]])
     own = dataclasses.replace(bound, pipeline=pipeline)

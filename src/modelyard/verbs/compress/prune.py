@@ -31,7 +31,7 @@ class Config:
     SHORTHAND: ClassVar[str] = "share"
 
     share: Annotated[float, Between(0.01, 0.95)] = 0.5
-    """Of the channels (hidden units) of each layer that goes."""
+    """Of the channels (hidden units) of each layer that goes; channels of images to the nearest 16."""
     epochs: Annotated[int, Between(0)] | None = None
     """Of teaching what is left; without it half of the family's. 0: none."""
     temperature: Annotated[float, Between(0.1, 20)] = 2.0
