@@ -217,37 +217,43 @@ from pathlib import Path
 from modelyard.data.source import DataConfig
 from modelyard.verbs.train import train
 from modelyard.verbs.train.config import TrainConfig
-from modelyard.verbs.train.methods import DpoConfig, LoraConfig
-train(DataConfig(path="pairs.jsonl"), "text-generation", {{"name": "causal", "base": {base!r}}}, TrainConfig(epochs=3, batch=4, lr=1e-3, smoke=False,
-    checkpoint_every=0.0, dpo=DpoConfig(), lora=LoraConfig(rank=4, dropout=0.1)), name="pairs", base=Path("."), resume=len(sys.argv) > 1)
+from modelyard.verbs.train.methods import DpoConfig, GrpoConfig, LoraConfig
+train(DataConfig(path="rows.jsonl"), "text-generation", {{"name": "causal", "base": {base!r}}}, TrainConfig(smoke=False, checkpoint_every=0.0, {settings}),
+    name="rows", base=Path("."), resume=len(sys.argv) > 1)
 """
+METHODS = {
+    "dpo": "epochs=3, batch=4, lr=1e-3, threads=1, dpo=DpoConfig(), lora=LoraConfig(rank=4, dropout=0.1)",
+    "grpo": "epochs=9, lr=1e-3, threads=1, grpo=GrpoConfig(reward=['modelyard-probes/says:nine', 'length:9'], group=4, prompts=2, max_tokens=6), lora=LoraConfig(rank=4)",
+}
 
 
-def test_preferences_that_are_killed_end_in_the_same_bits(base: Path, tmp_path: Path) -> None:
-    rows = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": "zero"} for r in sums(40, 1)]
-    start = {"name": "causal", "base": str(base / "runs/base-0001/model")}
-    (tmp_path / "straight").mkdir()
-    settings = {"epochs": 3, "batch": 4, "lr": 1e-3, "threads": 1, "dpo": DpoConfig(), "lora": LoraConfig(rank=4, dropout=0.1)}
-    straight = fit(tmp_path / "straight", rows, start, "pairs", **settings)
-    place = tmp_path / "killed"
-    place.mkdir()
-    shutil.copyfile(tmp_path / "straight/pairs.jsonl", place / "pairs.jsonl")
-    (place / "go.py").write_text(RUN.format(base=start["base"]), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "go.py"], cwd=place, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+@pytest.mark.parametrize("method", METHODS)
+def test_preferences_and_rewards_that_are_killed_end_in_the_same_bits(base: Path, tmp_path: Path, method: str) -> None:
+    rows = [{"prompt": r["prompt"], **({"chosen": r["completion"], "rejected": "zero"} if method == "dpo" else {"completion": ""})} for r in sums(40, 1)]
+    code = RUN.format(base=str(base / "runs/base-0001/model"), settings=METHODS[method])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([SOURCE, os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+    places = [tmp_path / "straight", tmp_path / "killed"]
+    for place in places:
+        place.mkdir()
+        (place / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+        (place / "go.py").write_text(code, encoding="utf-8")
+    straight, killed = places
+    process = subprocess.Popen([sys.executable, "go.py"], cwd=killed, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 120
-    while not list(place.glob("runs/*/checkpoints/step-00000000[3-9]")):
+    while not list(killed.glob("runs/*/checkpoints/step-00000000[3-9]")):
         assert process.poll() is None and time.monotonic() < limit, "it ended before it could be killed"
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not list(place.glob("runs/*/model"))
-    subprocess.run([sys.executable, "go.py", "resume"], cwd=place, env=environment, check=True, stdout=subprocess.DEVNULL)
-    names = ("model.safetensors", "adapter/adapter_model.safetensors")
-    found = next(place.glob("runs/*/model"))
-    assert all((straight.model / n).read_bytes() == (found / n).read_bytes() for n in names)
-    stored = next((place / "runs").glob("*/checkpoints/step-*/state.safetensors"))
-    assert stored.stat().st_size < (found / "model.safetensors").stat().st_size  # the frozen base is in no checkpoint
+    assert not list(killed.glob("runs/*/model"))
+    for place, more in ((straight, []), (killed, ["resume"])):
+        subprocess.run([sys.executable, "go.py", *more], cwd=place, env=environment, check=True, stdout=subprocess.DEVNULL)
+    one, other = (next(place.glob("runs/*/model")) for place in places)
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    assert (one / "model.safetensors").read_bytes() != (base / "runs/base-0001/model/model.safetensors").read_bytes()
+    stored = next((killed / "runs").glob("*/checkpoints/step-*/state.safetensors"))
+    assert stored.stat().st_size < (other / "model.safetensors").stat().st_size  # the frozen base is in no checkpoint
 
 
 OFFLINE = """

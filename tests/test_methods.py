@@ -303,7 +303,8 @@ def test_rewards_say_what_they_say() -> None:
     for name, rows in cases.items():
         rule = grpo.rewards(name)[0]
         assert [rule(text, truth, "") for text, truth, _ in rows] == [value for *_, value in rows], name
-    with pytest.raises(UsageError, match="exact, json, length, number, pattern"):
+    assert [rule("nine or ten", "", "") for rule in grpo.rewards(["modelyard-probes/says:nine", "length:11"])] == [1 / 3, 1]  # one from outside
+    with pytest.raises(UsageError, match="exact, json, length, modelyard-probes/says, number, pattern"):
         grpo.rewards(["exact", "exacting"])
     with pytest.raises(UsageError, match="such as length:80"):
         grpo.rewards("length:x")[0]("a", "b", "c")
