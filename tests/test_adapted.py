@@ -28,7 +28,7 @@ from modelyard.verbs.export import export
 from modelyard.verbs.export import gguf as written
 from modelyard.verbs.train import Trained, train
 from modelyard.verbs.train.config import TrainConfig
-from modelyard.verbs.train.methods import DpoConfig, LoraConfig
+from modelyard.verbs.train.methods import LoraConfig
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SMALL = {"name": "causal", "width": 32, "layers": 2, "heads": 4, "context": 48, "tokenizer": "bytes", "vocabulary": 300}
@@ -223,7 +223,8 @@ train(DataConfig(path="rows.jsonl"), "text-generation", {{"name": "causal", "bas
 """
 METHODS = {
     "dpo": "epochs=3, batch=4, lr=1e-3, threads=1, dpo=DpoConfig(), lora=LoraConfig(rank=4, dropout=0.1)",
-    "grpo": "epochs=9, lr=1e-3, threads=1, grpo=GrpoConfig(reward=['modelyard-probes/says:nine', 'length:9'], group=4, prompts=2, max_tokens=6), lora=LoraConfig(rank=4)",
+    "grpo": "epochs=9, lr=1e-3, threads=1, lora=LoraConfig(rank=4), "
+    "grpo=GrpoConfig(reward=['modelyard-probes/says:nine', 'length:9'], group=4, prompts=2, max_tokens=6)",
 }
 
 
