@@ -118,6 +118,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "tagging · words · bilstm": {"task": "token-classification", "train.epochs": 3},
     "translation · text · seq2seq": {"task": "translation", "model": {"name": "seq2seq", "width": 32, "layers": 1}, "train.epochs": 4},
     "summarisation · text · seq2seq": {"task": "summarisation", "model": {"name": "seq2seq", "width": 32, "layers": 1}, "train.epochs": 4},
+    "text generation · causal": {
+        "task": "text-generation", "model": {"name": "causal", "width": 32, "layers": 1, "heads": 2, "tokenizer": "bytes", "vocabulary": 300},
+        "train.epochs": 2,
+    },
     "tagging (probe)": {"task": "modelyard-probes/tagging"},
     "generation (probe)": {"task": "modelyard-probes/character-generation"},
     "control (probe)": {"task": "modelyard-probes/control"},
