@@ -6,10 +6,10 @@ import json
 import sys
 import threading
 import traceback
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -26,27 +26,90 @@ RULES = 32
 """Grammars that are kept with their masks: clients send the same schema again and again."""
 
 
+class Writing(Protocol):
+    """What writes the texts of a desk, called from any thread: `Stepping` here, or `runtime/vllm.py`."""
+
+    length: int
+    """Tokens of a text, its prompt included."""
+    texts: list[Text]
+    waiting: deque[Text]
+    steps: int
+    written: int
+    reused: int
+
+    def submit(self, ask: Ask, listener: Callable[[Said], None] | None = None) -> Text:
+        """Queues a text; the listener is called by the engine's thread and must not block."""
+
+    def cancel(self, text: Text) -> None:
+        """Ends a text."""
+
+    def close(self) -> None:
+        """Ends the thread; texts that still run are cancelled."""
+
+
+class Stepping(Engine):
+    """Our engine in a thread of its own."""
+
+    def __init__(self, decoder: Decoder, **settings: Any) -> None:
+        super().__init__(decoder, **settings)
+        self.wake, self.closing = threading.Condition(), False
+        self.thread = threading.Thread(target=self._work, name="write", daemon=True)
+        self.thread.start()
+
+    def submit(self, ask: Ask, listener: Callable[[Said], None] | None = None) -> Text:
+        """`Engine.submit`; the thread wakes."""
+        text = super().submit(ask, listener)
+        with self.wake:
+            self.wake.notify()
+        return text
+
+    def cancel(self, text: Text) -> None:
+        """`Engine.cancel`; the thread wakes."""
+        super().cancel(text)
+        with self.wake:
+            self.wake.notify()
+
+    def close(self) -> None:
+        """Ends the thread; texts that still run are cancelled."""
+        with self.wake:
+            self.closing = True
+            self.wake.notify()
+        self.thread.join(30)
+
+    def _work(self) -> None:
+        while True:
+            with self.wake:
+                while not self.busy and not self.closing:
+                    self.wake.wait()
+                if self.closing:
+                    for text in [*self.texts, *self.waiting]:
+                        text.cancelled = True
+            try:
+                self.step()
+            except Exception:  # every text was told; the next ones may fare better
+                traceback.print_exc(file=sys.stderr)
+            if self.closing and not self.busy:
+                return
+
+
 class Desk:
     """Takes texts to write from any thread; `close` ends it."""
 
     def __init__(
         self, decoder: Decoder, tokenizer: str, *, template: str | None = None, special: Mapping[str, str] | None = None,
-        read: Callable[[str], np.ndarray] | None = None, slots: int = SLOTS, memory: int = MEMORY, length: int | None = None,
+        read: Callable[[str], np.ndarray] | None = None,
     ) -> None:  # fmt: skip
         self.decoder, self.vocabulary, self.template = decoder, Vocabulary(tokenizer), template
         self.special = dict(special or {})
         """`bos_token` and the like."""
         self.read = read
-        self.engine = Engine(decoder, vocabulary=self.vocabulary, **fitting(decoder, slots, memory, length))
-        self.wake, self.closing = threading.Condition(), False
+        self.engine: Writing
         self.rules: OrderedDict[tuple[str, str], Rule] = OrderedDict()
         self.making = threading.Lock()
-        self.thread = threading.Thread(target=self._work, name="write", daemon=True)
-        self.thread.start()
 
     @classmethod
-    def of(cls, model: Any, *, slots: int = SLOTS, memory: int = MEMORY, length: int | None = None) -> Desk:
-        """The desk of a loaded model (`runtime/model.Model`). Raises `Unsupported` where it does not write."""
+    def of(cls, model: Any, *, slots: int = SLOTS, memory: int = MEMORY, writer: str = "own") -> Desk:
+        """The desk of a loaded model (`runtime/model.Model`); `writer` is own or vllm. Raises `Unsupported` where it does not write."""
         if not writes(model):
             raise Unsupported(f"{model.name} does not write: it has no decoder; use modelyard predict", "use")
         column, state = model.pipeline.inputs[0], model.pipeline.outputs[0].state
@@ -58,10 +121,17 @@ class Desk:
                 assert isinstance(tokens, Ragged)
                 return np.asarray(tokens.values, np.int64)
 
-        return cls(
+        desk = cls(
             model.graphs["decoder"].fresh(), state.tokenizer, template=getattr(state, "template", None) or None,
-            special=_special(getattr(state, "settings", "")), read=read, slots=slots, memory=memory, length=length,
+            special=_special(getattr(state, "settings", "")), read=read,
         )  # fmt: skip
+        if writer == "vllm":
+            from modelyard.runtime import vllm
+
+            desk.engine = vllm.start(model, desk, slots, memory)
+        else:
+            desk.engine = Stepping(desk.decoder, vocabulary=desk.vocabulary, **fitting(desk.decoder, slots, memory))
+        return desk
 
     @property
     def length(self) -> int:
@@ -96,17 +166,12 @@ class Desk:
         return found
 
     def submit(self, ask: Ask, listener: Callable[[Said], None]) -> Text:
-        """Queues a text; the listener is called by the engine's thread and must not block."""
-        text = self.engine.submit(ask, listener)
-        with self.wake:
-            self.wake.notify()
-        return text
+        """`Writing.submit`."""
+        return self.engine.submit(ask, listener)
 
     def cancel(self, text: Text) -> None:
         """Ends a text; its slot is free before the next step."""
         self.engine.cancel(text)
-        with self.wake:
-            self.wake.notify()
 
     def write(self, ask: Ask) -> tuple[Text, str]:
         """Writes one text to its end: (what was written, its text). For callers that wait."""
@@ -127,26 +192,8 @@ class Desk:
         return text, "".join(parts)
 
     def close(self) -> None:
-        """Ends the thread; texts that still run are cancelled."""
-        with self.wake:
-            self.closing = True
-            self.wake.notify()
-        self.thread.join(30)
-
-    def _work(self) -> None:
-        while True:
-            with self.wake:
-                while not self.engine.busy and not self.closing:
-                    self.wake.wait()
-                if self.closing:
-                    for text in [*self.engine.texts, *self.engine.waiting]:
-                        text.cancelled = True
-            try:
-                self.engine.step()
-            except Exception:  # every text was told; the next ones may fare better
-                traceback.print_exc(file=sys.stderr)
-            if self.closing and not self.engine.busy:
-                return
+        """Ends the engine; texts that still run are cancelled."""
+        self.engine.close()
 
 
 def writes(model: Any) -> bool:

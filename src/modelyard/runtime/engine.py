@@ -136,6 +136,46 @@ class Text:
         else:
             self.gap = 0.0
 
+    def add(self, token: int, logprob: float = 0.0, top: tuple[tuple[int, float], ...] = ()) -> None:
+        """A token that was chosen; the text ends with it where it is an end, completes a stop string or the last that was asked for."""
+        if token in self.ends:
+            self.end = token
+            self.complete("stop")
+            return
+        self.ids.append(token)
+        if self.seen is not None:
+            self.seen[token] += 1
+        finish, rule = "length" if len(self.ids) >= self.ask.max_tokens else None, self.ask.constraint
+        if rule is not None:
+            rule.take(token)
+            if rule.exhausted or (finish and rule.complete):
+                finish = "stop"
+        piece, stopped = self.stops.add(self.writer.add(token)) if self.writer is not None else ("", False)
+        if not stopped and not finish:
+            self.say(Said(piece, token, logprob, top))
+            return
+        if not stopped and self.writer is not None:
+            more, stopped = self.stops.add(self.writer.end())
+            piece += more
+        self.complete("stop" if stopped else str(finish), Said(piece, token, logprob, top), stopped)
+
+    def complete(self, finish: str, last: Said | None = None, stopped: bool = False) -> None:
+        """The last words: what waited for the rest of a stop string or a character comes now."""
+        piece = "" if last is None else last.text
+        if self.writer is not None and last is None:
+            more, met = self.stops.add(self.writer.end())
+            piece, stopped = piece + more, stopped or met
+        piece += "" if stopped else self.stops.end()
+        last = last or Said("")
+        self.finish = finish
+        self.say(Said(piece, last.token, last.logprob, last.top, finish))
+
+    def close(self, finish: str) -> None:
+        """Ends it without more words, unless it has ended."""
+        if self.finish is None:
+            self.finish = finish
+            self.say(Said("", finish=finish))
+
     def say(self, said: Said) -> None:
         """Tells the listener; a listener that fails ends its own text only."""
         if self.listener is not None:
@@ -199,7 +239,7 @@ class Engine:
         except Exception as error:  # the decoder ran out of memory, or has a fault: nobody waits for ever
             for text in [*self.texts]:
                 text.error = f"{type(error).__name__}: {error}"
-                self._finish(text, "error")
+                text.close("error")
             self._leave()
             raise
         self._leave()
@@ -219,7 +259,7 @@ class Engine:
                 else:
                     return
             if text.cancelled:
-                self._finish(text, "cancelled")
+                text.close("cancelled")
                 continue
             at = len(self.texts)
             shared = {i: _common(self.remembered[i], text.ask.prompt) for i in range(at, self.slots)}
@@ -246,7 +286,7 @@ class Engine:
         for i in range(len(self.texts) - 1, -1, -1):
             text = self.texts[i]
             if text.cancelled and text.finish is None:
-                self._finish(text, "cancelled" if text.error is None else "error")
+                text.close("cancelled" if text.error is None else "error")
             if text.finish is None:
                 continue
             if i < self.running:
@@ -260,7 +300,7 @@ class Engine:
             with self.lock:
                 if text in self.waiting:
                     self.waiting.remove(text)
-            self._finish(text, "cancelled")
+            text.close("cancelled")
 
     def _read(self) -> None:
         """One chunk of prompts: as many texts as fit when padded to the longest piece."""
@@ -340,46 +380,9 @@ class Engine:
         return choose(out, heat_B, [a.generator for a in asks])
 
     def _add(self, text: Text, token: int, logprobs_V: np.ndarray | None) -> None:
-        ask = text.ask
-        value, top = (0.0, ()) if logprobs_V is None else (float(logprobs_V[token]), _top(logprobs_V, ask.logprobs or 0))
-        if token in text.ends:
-            text.end = token
-            self._end(text, "stop")
-            return
-        text.ids.append(token)
-        self.written += 1
-        if text.seen is not None:
-            text.seen[token] += 1
-        finish = "length" if len(text.ids) >= ask.max_tokens else None
-        if ask.constraint is not None:
-            ask.constraint.take(token)
-            if ask.constraint.exhausted or (finish and ask.constraint.complete):
-                finish = "stop"
-        piece, stopped = text.stops.add(text.writer.add(token)) if text.writer is not None else ("", False)
-        if stopped or finish:
-            if not stopped and text.writer is not None:
-                more, stopped = text.stops.add(text.writer.end())
-                piece += more
-            self._end(text, "stop" if stopped else str(finish), Said(piece, token, value, top), stopped)
-            return
-        text.say(Said(piece, token, value, top))
-
-    def _end(self, text: Text, finish: str, last: Said | None = None, stopped: bool = False) -> None:
-        """The last words: what waited for the rest of a stop string or a character comes now."""
-        piece = "" if last is None else last.text
-        if text.writer is not None and last is None:
-            more, met = text.stops.add(text.writer.end())
-            piece, stopped = piece + more, stopped or met
-        piece += "" if stopped else text.stops.end()
-        last = last or Said("")
-        text.finish = finish
-        text.say(Said(piece, last.token, last.logprob, last.top, finish))
-
-    def _finish(self, text: Text, finish: str) -> None:
-        if text.finish is None:
-            text.finish = finish
-            text.say(Said("", finish=finish))
-
+        value, top = (0.0, ()) if logprobs_V is None else (float(logprobs_V[token]), _top(logprobs_V, text.ask.logprobs or 0))
+        self.written += token not in text.ends
+        text.add(token, value, top)
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:
     """Ids at the beginning that are equal."""

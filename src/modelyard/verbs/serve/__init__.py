@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from modelyard.errors import MachineError, Problem, UsageError
+from modelyard.errors import MachineError, Problem, Unsupported, UsageError
 from modelyard.settings import Between
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ class Config:
     """Texts that a language model writes at the same time."""
     memory: Annotated[int, Between(2**20)] = 2**30
     """Bytes of a language model's keys and values; where they do not do for its whole context, texts are shorter."""
+    writer: Literal["own", "vllm"] = "own"
+    """What chooses a language model's tokens: our engine, or vLLM where it is installed, once both have written the stored examples alike."""
     workers: Annotated[int, Between(0, 64)] = 0
     """Processes for each model beside the server's own; 0 predicts in the server. One that dies is replaced, and its work done by another."""
     models: dict[str, Any] | None = None
@@ -151,6 +153,9 @@ class Server:
             loaded = model if isinstance(model, Model) else self._load(model or "")
             loaded.parity = loaded.replay() if loaded is model or loaded.parity is None else loaded.parity
             self.fleet = Fleet({s.name: Endpoint(s.name, (Arm("champion", s),)) for s in [self._service(loaded, config.name)]})
+        if config.writer != "own" and not any(e.service.writing.able for e in self.fleet.all()):
+            self.fleet.close()
+            raise Unsupported(f"serve.writer={config.writer} writes texts, and no model here does; leave it out", "use")
         self.service: Service = self.fleet.all()[0].service
         self.model = self.service.model
         assert self.model.parity is not None
@@ -178,7 +183,7 @@ class Server:
         count = self.config.workers
         workers = Workers(model.folder, count, self.config.backend or "", self.trust_code) if count else None
         log = Path(self.config.log) if self.config.log else None
-        return Service(model, name, self.access, self.config.limit, log, workers, self.config.slots, self.config.memory)
+        return Service(model, name, self.access, self.config.limit, log, workers, self.config.slots, self.config.memory, self.config.writer)
 
     def _endpoints(self, models: Mapping[str, Any]) -> dict[str, Endpoint]:
         from modelyard.verbs.serve.fleet import Arm, Endpoint

@@ -77,10 +77,10 @@ class Service:
 
     def __init__(
         self, model: Model, name: str | None = None, access: Access | None = None, limit: int = SIZE, log: Path | None = None,
-        workers: Workers | None = None, slots: int = SLOTS, memory: int = MEMORY,
+        workers: Workers | None = None, slots: int = SLOTS, memory: int = MEMORY, writer: str = "own",
     ) -> None:  # fmt: skip
-        """`access` says who may do what (without it everybody everything); `workers` are processes that predict instead of this one; `slots`
-        and `memory` are a language model's."""
+        """`access` says who may do what (without it everybody everything); `workers` are processes that predict instead of this one; `slots`,
+        `memory` and `writer` are a language model's."""
         self.model, self.limit, self.name = model, limit, name or model.name
         self.path = f"/v1/models/{quote(self.name, safe='')}:predict"
         stem = f"/v1/models/{self.name}"
@@ -108,7 +108,7 @@ class Service:
             (b"x-content-type-options", b"nosniff"),
         ]  # fmt: skip
         self.lock = threading.Lock()
-        self.writing = Writing(self, slots, memory)
+        self.writing = Writing(self, slots, memory, writer)
         self.ready = True
         try:
             self.log = log.open("a", encoding="utf-8") if log else None

@@ -42,10 +42,12 @@ CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceed
 class Writing:
     """The routes of one service; `find` gives the service of a model's name and a caller, for a server of several."""
 
-    def __init__(self, service: Service, slots: int, memory: int) -> None:
-        self.service, self.slots, self.memory = service, slots, memory
+    def __init__(self, service: Service, slots: int, memory: int, writer: str) -> None:
+        self.service, self.slots, self.memory, self.writer = service, slots, memory, writer
         self.find: Callable[[str, str], Service | None] = lambda name, unit: service if name == service.name else None
         self._desk: Desk | None = None
+        if writer != "own" and self.able:
+            assert self.desk  # another's engine is proven before the first caller comes
 
     @property
     def able(self) -> bool:
@@ -57,7 +59,7 @@ class Writing:
         """Its engine, started by the first who asks."""
         with self.service.lock:
             if self._desk is None:
-                self._desk = Desk.of(self.service.model, slots=self.slots, memory=self.memory)
+                self._desk = Desk.of(self.service.model, slots=self.slots, memory=self.memory, writer=self.writer)
         return self._desk
 
     def facts(self) -> dict[str, Any] | None:
