@@ -163,7 +163,7 @@ class Server:
             if config.grpc is not None:
                 from modelyard.verbs.serve.rpc import Rpc
 
-                self.rpc = Rpc(self.fleet, listen(config.host, config.grpc, "serve.grpc"), config.limit, config.tls)
+                self.rpc = Rpc(self.fleet, config)
             self.socket = listen(config.host, config.port)
         except ModelyardError:
             self.fleet.close()

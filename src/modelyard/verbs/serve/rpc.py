@@ -12,20 +12,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from modelyard import __version__
 from modelyard.errors import MachineError, MissingExtra
-from modelyard.verbs.serve import inference, wire
+from modelyard.verbs.serve import Config, inference, listen, wire
 from modelyard.verbs.serve.app import Service
 from modelyard.verbs.serve.attendance import Attended
 from modelyard.verbs.serve.body import Refused
 from modelyard.verbs.serve.fleet import Fleet
-
-if TYPE_CHECKING:
-    import socket
-
-    from modelyard.verbs.serve import TlsConfig
 
 CODES = {
     400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 413: "RESOURCE_EXHAUSTED",
@@ -64,11 +59,12 @@ def protocol() -> wire.Wire:
 class Rpc:
     """The gRPC side of a server. Its port is held from the start, and answered after `start`."""
 
-    def __init__(self, fleet: Fleet, held: socket.socket, limit: int, tls: TlsConfig | None) -> None:
-        """`held` holds the address until then, `limit` bytes are the largest message. Raises `MissingExtra`."""
+    def __init__(self, fleet: Fleet, config: Config) -> None:
+        """Raises `MissingExtra`, `UsageError` where the port is taken."""
         self.grpc = library()
-        self.fleet, self.held, self.limit, self.tls = fleet, held, limit, tls
-        host, self.port = held.getsockname()[:2]
+        self.fleet, self.limit, self.tls = fleet, config.limit, config.tls
+        self.held = listen(config.host, config.grpc, "serve.grpc")
+        host, self.port = self.held.getsockname()[:2]
         self.address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
         self.server: Any = None
 
@@ -134,11 +130,11 @@ class Rpc:
             answer = b""
             with Attended(service, f"grpc_{label}", given.get(b"x-request-id", b"").decode("latin-1")) as seen:
                 seen.admit(label, given.get(b"authorization", b""))
-                if wrong is not None:
+                wrong = wrong or (self._absent(service, name, version) if label in NAMED else None)
+                if wrong is not None and label != "ready":
                     raise wrong
-                if label in NAMED and not (name in self.fleet.endpoints and version and self.fleet.endpoints[name].named(version)):
-                    service.named(name, version or None)
-                answer = await work(service, raw, protocol().methods[method], seen)
+                if wrong is None:  # else the answer is no bytes: not ready, as Triton says of a model that it has not
+                    answer = await work(service, raw, protocol().methods[method], seen)
             said = [("modelyard-request-id", seen.id), *((k.decode("ascii"), v.decode("ascii")) for k, v in service.stamps[:2])]
             said += [(k.lower(), v) for k, v in seen.headers.items()]
             if seen.error is not None:
@@ -148,6 +144,17 @@ class Rpc:
             return answer
 
         return call
+
+    def _absent(self, service: Service, name: str, version: str) -> Refused | None:
+        """What is wrong with a model's name and version or label."""
+        endpoint = self.fleet.endpoints.get(name)
+        if endpoint is not None and version and endpoint.named(version) is not None:
+            return None
+        try:
+            service.named(name, version or None)
+        except Refused as error:
+            return error
+        return None
 
 
 def _addressed(raw: bytes) -> tuple[str, str, Refused | None]:
