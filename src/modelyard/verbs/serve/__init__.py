@@ -111,6 +111,9 @@ class Config:
     """Largest body in bytes, counted after decompression."""
     log: str | None = None
     """File to which requests and answers are appended, one JSON object a line."""
+    traces: str | None = None
+    """Address of an OpenTelemetry collector, e.g. http://localhost:4318, that gets a span for each request (`pip install
+    'modelyard[otel]'`); without it OTEL_EXPORTER_OTLP_ENDPOINT, without both there are none."""
     backend: str | None = None
     """torch, onnx or numpy; without it the model's own."""
     slots: Annotated[int, Between(1, 256)] = 16
@@ -135,6 +138,7 @@ class Server:
     def __init__(self, model: Model | str | Path | None, config: Config, trust_code: bool = False) -> None:
         from modelyard.runtime.model import Model
         from modelyard.verbs.serve.fleet import Arm, Endpoint, Fleet
+        from modelyard.verbs.serve.traces import Traces
 
         if not is_loopback(config.host) and not (config.token or config.keys or config.oidc):
             hint = "Write serve.keys=FILE (modelyard keys create), serve.oidc or serve.token=${env:NAME}, or leave serve.host at 127.0.0.1."
@@ -147,6 +151,7 @@ class Server:
             raise UsageError(f"serve.name={config.name!r} cannot stand in an address; use letters, digits and - _ . without /")
         self.config, self.trust_code = config, trust_code
         self.access = door(config)
+        self.traces = Traces.wanted(config.traces)
         self.context = None if config.tls is None else secured(config.tls)
         if config.models:
             self.fleet = Fleet(self._endpoints(config.models))
@@ -188,7 +193,9 @@ class Server:
         count = self.config.workers
         workers = Workers(model.folder, count, self.config.backend or "", self.trust_code) if count else None
         log = Path(self.config.log) if self.config.log else None
-        return Service(model, name, self.access, self.config.limit, log, workers, self.config.slots, self.config.memory)
+        made = Service(model, name, self.access, self.config.limit, log, workers, self.config.slots, self.config.memory)
+        made.traces = self.traces
+        return made
 
     def _endpoints(self, models: Mapping[str, Any]) -> dict[str, Endpoint]:
         from modelyard.verbs.serve.fleet import Arm, Endpoint
@@ -276,6 +283,8 @@ class Server:
         if self.rpc is not None:
             self.rpc.close()
         self.fleet.close()
+        if self.traces is not None:
+            self.traces.close()
 
     def forever(self, ready: Any = None) -> None:
         """Answer until SIGTERM or Ctrl-C; requests in flight are answered first. `ready()` is called once signals are heeded."""

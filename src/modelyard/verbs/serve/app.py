@@ -32,6 +32,7 @@ from modelyard.verbs.serve.batching import Batcher
 from modelyard.verbs.serve.body import SIGNATURE, SIZE, Refused, Request, check_type, examples, parse, unpack
 from modelyard.verbs.serve.chat import Writing, fault
 from modelyard.verbs.serve.telemetry import Telemetry, text
+from modelyard.verbs.serve.traces import Traces
 from modelyard.verbs.serve.workers import Workers
 
 WORKERS = 2
@@ -88,6 +89,9 @@ class Service:
         """What `/metrics` and `/v1/models` tell; a fleet tells of all its models."""
         self.copies: Callable[[Request, Origin], None] = lambda asked, origin: None
         """Gives what was asked to a shadow, where a fleet has one."""
+        self.repeat: Callable[[Mapping[bytes, bytes], bytes, str], None] = lambda given, raw, caller: None
+        """The same with the headers and body of a prediction."""
+        self.traces: Traces | None = None
         self.running = 0
         """Requests that have begun and not ended."""
         lanes = len(workers.all) if workers else 1
@@ -172,10 +176,10 @@ class Service:
         allowed = ("GET", "HEAD") if method == "GET" else (method,)
 
         async def call(request: HttpRequest) -> Response:
-            with Attended(self, label, request.headers.get("x-request-id", "")) as seen:
+            with Attended(self, label, dict(request.scope["headers"])) as seen:
                 if request.method not in allowed:
                     raise Refused(405, f"{request.method} is not taken here; use {method}")
-                request.state.caller = seen.admit(label, request.headers.get("authorization", "").encode("latin-1"))
+                request.state.caller = seen.admit()
                 request.state.origin = seen.origin
                 response = await handler(request)
                 seen.status = response.status_code
@@ -231,6 +235,7 @@ class Service:
         began = time.perf_counter()
         request_id = numbered(given.get(b"x-request-id", b"").decode("latin-1"))
         self.running += 1
+        span = None if self.traces is None else self.traces.begin(self, "predict", request_id, given)
 
         def finish(found: bytes | Exception) -> None:
             self.running -= 1
@@ -240,6 +245,8 @@ class Service:
                 status, message, headers = fault_of(body, request_id)
                 body = _dumps({"error": message}).encode("utf-8")
             self.telemetry.request("predict", status, time.perf_counter() - began)
+            if self.traces is not None:
+                self.traces.end(span, status)
             sent = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *self.stamps]
             sent.append((b"modelyard-request-id", request_id.encode("ascii")))
             sent += [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
@@ -253,7 +260,7 @@ class Service:
 
         try:
             caller = caller or self.access.admit(given.get(b"authorization", b""), "predict", self.name).name
-            origin = Origin(request_id, caller, began)
+            origin = Origin(request_id, caller, began, span)
             self.batcher.turn_away()
             check_type(given.get(b"content-type", b"").decode("latin-1"))
             encoding = given.get(b"content-encoding", b"").strip().lower().decode("latin-1")
@@ -288,7 +295,10 @@ class Service:
             await response(scope, receive, send)
             return
         answer: asyncio.Future[tuple[int, list[tuple[bytes, bytes]], bytes]] = asyncio.get_running_loop().create_future()
-        self.begin(dict(scope["headers"]), raw, lambda *found: None if answer.done() else answer.set_result(found))
+        given = dict(scope["headers"])
+        caller = self.begin(given, raw, lambda *found: None if answer.done() else answer.set_result(found))
+        if caller is not None:
+            self.repeat(given, raw, caller)
         status, headers, body = await answer
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -332,6 +342,8 @@ class Service:
         """Counts and logs the answers; (row, error) of the rows that have none."""
         bad = [] if "error" in self.outputs else [(i, a["error"]) for i, a in enumerate(answers) if "error" in a]
         self.telemetry.answered(len(answers), len(bad))
+        if origin.span is not None:
+            origin.span.set_attributes({"modelyard.rows": len(answers), "modelyard.row_errors": len(bad)})
         self.note(origin, rows=asked.rows, answers=answers)
         return bad
 
@@ -455,9 +467,8 @@ class Service:
 
     async def shadowed(self, asked: Request, origin: Origin) -> None:
         """What another version was asked, for this one's log and metrics."""
-        with Attended(self, "infer", origin.id) as seen:
-            seen.origin = origin
-            self._told(asked, await self.answered(asked), origin)
+        with Attended(self, "infer", {b"x-request-id": origin.id.encode("ascii")}) as seen:
+            self._told(asked, await self.answered(asked), origin._replace(span=seen.origin.span))
 
     async def answered(self, asked: Request) -> list[dict[str, Any]]:
         """Answers to rows, in a batch with others where they fit one."""

@@ -7,6 +7,7 @@ import secrets
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.requests import ClientDisconnect
@@ -22,11 +23,12 @@ REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 class Origin(NamedTuple):
-    """Of a request: its number, who asks, and when it came (`time.perf_counter`)."""
+    """Of a request: its number, who asks, when it came (`time.perf_counter`), and its span where there are traces."""
 
     id: str
     caller: str
     began: float
+    span: Any = None
 
 
 def numbered(given: str) -> str:
@@ -49,31 +51,35 @@ def fault_of(error: Exception, request_id: str) -> tuple[int, str, dict[str, str
 class Attended:
     """A request while it is answered: `with` counts and times it, and an exception becomes `error`, `status`, `message` and `headers`."""
 
-    def __init__(self, service: Service, label: str, given: str) -> None:
-        """`label` is that of its route in the metrics, `given` the number that its caller gave it."""
-        self.service, self.label, self.began = service, label, time.perf_counter()
-        self.id = numbered(given)
-        self.origin = Origin(self.id, "", self.began)
+    def __init__(self, service: Service, label: str, given: Mapping[bytes, bytes], way: str = "") -> None:
+        """`label` is that of its route (`access.RIGHTS`), `given` its headers in small letters, `way` goes before its label in the metrics."""
+        self.service, self.label, self.given, self.way, self.began = service, label, given, way, time.perf_counter()
+        self.id = numbered(given.get(b"x-request-id", b"").decode("latin-1"))
         self.status, self.message = 200, ""
         self.headers: dict[str, str] = {}
         self.error: Exception | None = None
+        self.origin = Origin(self.id, "", self.began)
 
-    def admit(self, label: str, header: bytes) -> Caller:
+    def admit(self) -> Caller:
         """Who asks. Raises `Refused` where it may not (`Access.admit`)."""
-        caller = self.service.access.admit(header, label, self.service.name)
-        self.origin = Origin(self.id, caller.name, self.began)
+        caller = self.service.access.admit(self.given.get(b"authorization", b""), self.label, self.service.name)
+        self.origin = self.origin._replace(caller=caller.name)
         return caller
 
     def __enter__(self) -> Attended:
         self.service.running += 1
+        if self.service.traces is not None:
+            self.origin = self.origin._replace(span=self.service.traces.begin(self.service, self.way + self.label, self.id, self.given))
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
         self.service.running -= 1
-        if error is not None and not isinstance(error, Exception):
-            return False  # a caller who went away cancels its request
-        if error is not None:
+        gone = error is not None and not isinstance(error, Exception)  # a caller who went away cancels its request
+        if isinstance(error, Exception):
             self.error = error
             self.status, self.message, self.headers = fault_of(error, self.id)
-        self.service.telemetry.request(self.label, self.status, time.perf_counter() - self.began)
-        return True
+        if self.service.traces is not None:
+            self.service.traces.end(self.origin.span, 499 if gone else self.status)
+        if not gone:
+            self.service.telemetry.request(self.way + self.label, self.status, time.perf_counter() - self.began)
+        return not gone

@@ -89,14 +89,25 @@ class Fleet:
         service.telemetries = lambda: [a.service.telemetry for a in self.all()]
         service.listed = lambda: [self._entry(e, a) for e in self.endpoints.values() for a in e.arms]
         service.copies = lambda asked, origin: self._copy(service, asked, origin)
+        service.repeat = lambda given, raw, caller: self._repeat(service, given, raw, caller)
         service.writing.find = lambda name, unit: self.endpoints[name].pick(unit or self._unit({})).service if name in self.endpoints else None
 
-    def _copy(self, service: Service, asked: Request, origin: Origin) -> None:
+    def _shadow(self, service: Service) -> Service | None:
+        """Who gets a copy of what `service` answers."""
         shadow = self.endpoints[service.name].shadow
-        if shadow is not None and shadow.service is not service:
-            task = asyncio.get_running_loop().create_task(shadow.service.shadowed(asked, origin))
+        return None if shadow is None or shadow.service is service else shadow.service
+
+    def _copy(self, service: Service, asked: Request, origin: Origin) -> None:
+        shadow = self._shadow(service)
+        if shadow is not None:
+            task = asyncio.get_running_loop().create_task(shadow.shadowed(asked, origin))
             self.copying.add(task)  # the loop itself keeps tasks weakly
             task.add_done_callback(self.copying.discard)
+
+    def _repeat(self, service: Service, given: Mapping[bytes, bytes], raw: bytes, caller: str) -> None:
+        shadow = self._shadow(service)
+        if shadow is not None:
+            asyncio.get_running_loop().call_soon(shadow.begin, given, raw, lambda *found: None, caller)
 
     def chosen(self, name: str, version: str, given: Mapping[bytes, bytes]) -> Service:
         """Who answers for a name and a version, label or "" outside of HTTP; the first model where there is no such name, for it says what there is."""
@@ -107,10 +118,10 @@ class Fleet:
 
     def _begin(self, name: str) -> Callable[[Mapping[bytes, bytes], bytes, Reply], None]:
         def begin(given: Mapping[bytes, bytes], raw: bytes, reply: Reply) -> None:
-            endpoint = self.endpoints[name]
-            caller = endpoint.pick(self._unit(given)).service.begin(given, raw, reply)
-            if endpoint.shadow is not None and caller is not None:
-                asyncio.get_running_loop().call_soon(endpoint.shadow.service.begin, given, raw, lambda *found: None, caller)
+            service = self.endpoints[name].pick(self._unit(given)).service
+            caller = service.begin(given, raw, reply)
+            if caller is not None:
+                self._repeat(service, given, raw, caller)
 
         return begin
 

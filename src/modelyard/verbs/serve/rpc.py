@@ -128,8 +128,8 @@ class Rpc:
             name, version, wrong = _addressed(raw) if label in NAMED else ("", "", None)
             service = self.fleet.chosen(name, version, given)
             answer = b""
-            with Attended(service, f"grpc_{label}", given.get(b"x-request-id", b"").decode("latin-1")) as seen:
-                seen.admit(label, given.get(b"authorization", b""))
+            with Attended(service, label, given, "grpc_") as seen:
+                seen.admit()
                 wrong = wrong or (self._absent(service, name, version) if label in NAMED else None)
                 if wrong is not None and label != "ready":
                     raise wrong
