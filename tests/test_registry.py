@@ -56,6 +56,15 @@ def files(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def test_a_folder_that_was_exchanged_is_not_loaded(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELYARD_REGISTRY", str(registry.place))
+    one, two = (registry.folder(registry.get("line", n)) for n in (1, 2))
+    shutil.rmtree(one)
+    shutil.copytree(two, one)
+    with pytest.raises(ArtefactError, match="exchanged"):
+        resolve("models:/line/1")
+
+
 def test_versions_are_copies_that_are_found_by_number_digits_and_alias(registry: Registry, trained: list[Path]) -> None:
     assert [(v.name, v.number) for v in registry.versions()] == [("line", 1), ("line", 2), ("line", 3)]
     again = registry.register(trained[0] / "model")

@@ -21,7 +21,7 @@ from modelyard.runtime.pipeline import Column, Encoded, Pipeline, dense
 from modelyard.runtime.quick import Quick
 from modelyard.runtime.rows import may_be_absent, to_columns
 from modelyard.store import folder as store
-from modelyard.store import signature
+from modelyard.store import sealed, signature
 from modelyard.store.state import read_arrays
 
 BLOCK = 512
@@ -52,6 +52,8 @@ class Model:
     version: str
     parity: Parity | None = None
     """How the stored examples were answered when it was loaded."""
+    opened: Any = None
+    """What keeps the plain files of an encrypted model while it is used; `folder` lies there."""
 
     @classmethod
     def load(
@@ -61,12 +63,18 @@ class Model:
 
         `backend` chooses who runs the graphs when the folder has more than one; `trust_code` allows a user's own module to
         be imported from its source file; `replay` false is for parts of a model that is replayed as a whole. Raises `ArtefactError` for
-        damaged folders, `ParityError` where a stored example is answered differently, `MissingExtra` where the backend's package is absent.
+        damaged folders and for encrypted ones without their key, `ParityError` where a stored example is answered differently,
+        `MissingExtra` where the backend's package is absent.
         """
         folder = Path(folder)
         manifest = store.read(folder)
+        given, opened = folder, None
+        if sealed.is_sealed(manifest):
+            opened = sealed.Opened(folder, manifest)
+            folder = opened.folder
+            manifest = store.read(folder)
         if replay:  # parts are covered by the manifest of the whole
-            signature.require(folder)
+            signature.require(given, folder)
         arrays: dict[str, np.ndarray] = {}
         for name in manifest["files"]:
             if name in ("states.safetensors", "arrays.safetensors"):
@@ -82,6 +90,7 @@ class Model:
         else:
             graphs = registry.load("runtime/backends", chosen).load(folder, manifest, pipeline, arrays, options)
             model = cls(folder, manifest, pipeline, graphs, chosen, store.version(folder))
+        model.opened = opened
         if replay:
             model.parity = model.replay()
         return model

@@ -7,6 +7,7 @@ sha256, so a changed byte anywhere is another version.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         version = manifest["format"]
         files = manifest["files"]
         well_formed = all(isinstance(e["size"], int) and isinstance(e["sha256"], str) for e in files.values())
+        if "sealed" in manifest:  # its version becomes part of paths
+            well_formed &= re.fullmatch("[0-9a-f]{12}", manifest["sealed"]["version"]) is not None and isinstance(manifest["name"], str)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtefactError(f"{path} is damaged: {error!r}") from None
-    if not isinstance(version, int) or not 1 <= version <= FORMAT or not well_formed:
+    if not well_formed:
+        raise ArtefactError(f"{path} is damaged: its entries are not those of a model")
+    if not isinstance(version, int) or not 1 <= version <= FORMAT:
         raise ArtefactError(f"{path} has the format {version!r}; this version reads up to {FORMAT}: upgrade Modelyard")
     return manifest  # type: ignore[no-any-return]
 
 
 def version(folder: Path) -> str:
-    """Twelve hex digits that name this very model."""
+    """Twelve hex digits that name this very model; an encrypted folder has those of the model in it."""
+    sealed = read_manifest(folder).get("sealed")
+    return str(sealed["version"]) if sealed else plain_version(folder)
+
+
+def plain_version(folder: Path) -> str:
+    """The first twelve digits of the manifest's hash."""
     return sha256(folder / MANIFEST)[:12]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from modelyard.errors import ArtefactError, UsageError
-from modelyard.store import atomic, signature
+from modelyard.store import atomic, sealed, signature
 from modelyard.store import folder as store
 from modelyard.store.run import now
 
@@ -91,18 +91,26 @@ class Registry:
 
     # -- versions -------------------------------------------------------------------------------------------------------
 
-    def register(self, model: Path, name: str | None = None, key: Path | None = None) -> Version:
-        """Copies a model folder (every file checked against its manifest) and gives it the next number; the same model again is found again."""
+    def register(self, model: Path, name: str | None = None, key: Path | None = None, encrypt: bool = False) -> Version:
+        """Copies a model folder (every file checked against its manifest) and gives it the next number; the same model again is found again.
+
+        `key` signs the copy; `encrypt` seals it (store/sealed.py).
+        """
         manifest = store.read(model)
         name = str(manifest["name"]) if name is None else name
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} is no name of a model; use letters, digits, - _ . and no more than 100 of them: name=NAME")
         version = store.version(model)
         target = self.place / "models" / name / version
-        if not target.exists():
-            _copy(model, target, manifest)
+        if target.exists():
+            there = store.read(target)
+            if encrypt and not sealed.is_sealed(there):
+                raise ArtefactError(f"{name} has {version} already, and not encrypted; take it away first: modelyard models gc keep=0 apply=true")
+        elif encrypt and not sealed.is_sealed(manifest):
+            atomic.make_folder(target.parent)
+            sealed.seal(model, target)
         else:
-            store.read(target)
+            _copy(model, target, manifest)
         if key is not None:
             signature.sign(target, key)
         with self._open(make=True) as db:
@@ -244,7 +252,10 @@ def resolve(reference: str) -> Path | None:
         raise UsageError(f"{reference!r} is no reference to a model; write models:/NAME@ALIAS or models:/NAME/NUMBER")
     found = Registry()
     version = found.get(match[1], match[2] or match[3])
-    return found.folder(version)
+    folder = found.folder(version)
+    if store.version(folder) != version.version:
+        raise ArtefactError(f"{folder} is {store.version(folder)}, and {reference} is {version.version}: it was exchanged; restore it from a backup")
+    return folder
 
 
 def _copy(model: Path, target: Path, manifest: dict[str, Any]) -> None:

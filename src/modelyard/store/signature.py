@@ -74,10 +74,10 @@ def signed_by(folder: Path, trusted: Path) -> list[str]:
     return found
 
 
-def require(folder: Path) -> None:
-    """Raises `ArtefactError` where keys are trusted and none of them has signed the folder."""
+def require(folder: Path, plain: Path | None = None) -> None:
+    """Raises `ArtefactError` where keys are trusted and none of them has signed the folder, nor the plain one that came out of it."""
     trusted = os.environ.get(TRUST)
-    if trusted and not signed_by(folder, Path(trusted)):
+    if trusted and not any(signed_by(f, Path(trusted)) for f in dict.fromkeys((folder, plain or folder))):
         raise ArtefactError(f"{folder} is not signed by a key of {TRUST}={trusted}; sign it with: modelyard models sign {folder} key=FILE")
 
 

@@ -76,11 +76,13 @@ def compress(
     """Compresses the model of `folder` with the rows of `data` (a `DataConfig`); writes a run into `runs`. Raises `Unsupported` where no stage
     applies."""
     from modelyard.runtime.model import Model
+    from modelyard.store import sealed
     from modelyard.store.run import Run
     from modelyard.verbs.compress._work import Work
     from modelyard.verbs.train import conclude
 
     model = Model.load(folder, trust_code=trust_code)
+    sealed.forbid_copy(model.opened, folder)
     stages = parsed(config.stages) if config.stages is not None else suited(model)
     if not stages:
         raise Unsupported(f"nothing here makes a model of {model.manifest['model'].get('estimator', model.backend)} smaller without a student; "

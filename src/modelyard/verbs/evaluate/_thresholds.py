@@ -18,6 +18,7 @@ from modelyard.runtime import post
 from modelyard.runtime.model import Model
 from modelyard.runtime.pipeline import Column
 from modelyard.store import folder as store
+from modelyard.store import sealed
 from modelyard.tasks._binding import Bound
 from modelyard.verbs.evaluate import _costs
 from modelyard.verbs.evaluate._judge import predicted
@@ -133,6 +134,7 @@ def child(model: Model, folder: Path, steps: list[dict[str, object]]) -> Path:
     """A copy of the model folder with other post steps; its examples are answered anew, its parent named."""
     from modelyard.verbs.train.save import answered, write_examples
 
+    sealed.forbid_copy(model.opened, folder)
     number = 1
     while (target := folder.with_name(f"{folder.name}-threshold-{number}")).exists():
         number += 1
@@ -140,13 +142,13 @@ def child(model: Model, folder: Path, steps: list[dict[str, object]]) -> Path:
     parent = {"version": model.version, "relation": "thresholds", "examples_sha256": model.manifest["files"]["examples.json"]["sha256"]}
     manifest = {**kept, "post": steps, "parents": [*model.manifest.get("parents", []), parent]}
     fitted = replace(model, folder=target, manifest=manifest, version="unsaved")
-    stored = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
+    stored = json.loads((model.folder / "examples.json").read_text(encoding="utf-8"))
 
     def fill(aside: Path) -> None:
         for name in model.manifest["files"]:
             if name != "examples.json":
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder / name, aside / name)
+                shutil.copyfile(model.folder / name, aside / name)
         write_examples(aside, answered(fitted, stored["rows"], stored["params"]))
 
     return store.write(target, manifest, fill)

@@ -23,7 +23,7 @@ from modelyard import registry
 from modelyard.errors import Unsupported
 from modelyard.runtime.answers import Graph
 from modelyard.runtime.model import Model
-from modelyard.store import atomic
+from modelyard.store import atomic, sealed
 from modelyard.store import folder as store
 
 __all__ = ["Config", "Exported", "export"]
@@ -72,6 +72,7 @@ def export(folder: Path, form: str = "onnx", *, trust_code: bool = False, image:
     Raises `ParityError` (and leaves nothing) where a stored example is answered differently, alone or in a batch.
     """
     model = Model.load(folder, trust_code=trust_code)
+    sealed.forbid_copy(model.opened, folder)
     target = into or folder.parent / "exports" / form
     if into is None and target.exists():
         number = 2

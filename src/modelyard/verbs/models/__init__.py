@@ -6,8 +6,9 @@ modelyard models promote churn 2                     # champion, unless it is wo
 modelyard models rollback churn
 modelyard predict models:/churn@champion data=new.csv
 
-Also: alias NAME VERSION ALIAS, history NAME, pull NAME[@ALIAS] out=FOLDER, verify [NAME] [trust=FILE], gc [keep=5] [apply=true], keygen out=FILE,
-sign FOLDER key=FILE, backup out=FOLDER, restore FOLDER. The registry is the folder `registry`, or where `path=` or MODELYARD_REGISTRY say.
+Also: alias NAME VERSION ALIAS, history NAME, pull NAME[@ALIAS] out=FOLDER, verify [NAME] [trust=FILE], gc [keep=5] [apply=true],
+keygen out=FILE [for=encryption], sign FOLDER key=FILE, encrypt FOLDER out=FOLDER, decrypt FOLDER out=FOLDER, rewrap FOLDER, backup out=FOLDER,
+restore FOLDER. The registry is the folder `registry`, or where `path=` or MODELYARD_REGISTRY say.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def _register(registry: Registry, args: list[str], values: dict[str, Any]) -> To
     from modelyard.store.run import model_folder
 
     key = Path(str(values["key"])) if "key" in values else None
-    found = registry.register(model_folder(args[0] if args else None, Path("runs")), _text(values.get("name")), key)
+    encrypt = _flag(values, "encrypt")
+    found = registry.register(model_folder(args[0] if args else None, Path("runs")), _text(values.get("name")), key, encrypt)
     return Told(f"{found.name} {found.number} is registered in {registry.place}", [asdict(found)], folder=str(registry.folder(found)))
 
 
@@ -175,18 +177,24 @@ def _verify(registry: Registry, args: list[str], values: dict[str, Any]) -> Told
 
 
 def _gc(registry: Registry, args: list[str], values: dict[str, Any]) -> Told:
-    keep, apply = values.get("keep", 5), values.get("apply", False)
-    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0 or not isinstance(apply, bool):
-        raise UsageError(f"gc takes keep=NUMBER and apply=true; got keep={keep!r}, apply={apply!r}")
+    keep, apply = values.get("keep", 5), _flag(values, "apply")
+    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
+        raise UsageError(f"gc takes keep=NUMBER, 0 or more; got keep={keep!r}")
     gone, size = registry.gc(keep, apply)
     done = "went" if apply else "would go; write apply=true"
     return Told(f"{len(gone)} version(s), {size / 2**20:.1f} MiB, {done}", removed=gone)
 
 
 def _keygen(registry: Registry, args: list[str], values: dict[str, Any]) -> Told:
-    from modelyard.store import signature
+    from modelyard.store import sealed, signature
 
-    path = Path(_text(values.get("out")) or "signing.pem")
+    purpose = _text(values.get("for")) or "signing"
+    if purpose not in ("signing", "encryption"):
+        raise UsageError(f"keygen takes for=signing or for=encryption; got for={purpose}")
+    path = Path(_text(values.get("out")) or ("signing.pem" if purpose == "signing" else "encryption.key"))
+    if purpose == "encryption":
+        number = sealed.keygen(path)
+        return Told(f"key {number}: keep {path} secret and safe, without it nothing opens; name it with {sealed.KEY}=file:{path}", folder=str(path))
     number, public = signature.keygen(path)
     return Told(f"key {number}: keep {path} secret; give {public} to those who load models (MODELYARD_TRUST={public})", folder=str(path))
 
@@ -200,6 +208,39 @@ def _sign(registry: Registry, args: list[str], values: dict[str, Any]) -> Told:
     folder = model_folder(args[0], Path("runs"))
     number = signature.sign(folder, Path(str(values["key"])))
     return Told(f"{folder} is signed by {number}", folder=str(folder))
+
+
+def _encrypt(registry: Registry, args: list[str], values: dict[str, Any]) -> Told:
+    from modelyard.store import sealed
+    from modelyard.store.run import model_folder
+
+    folder, out = model_folder(args[0], Path("runs")), _out("encrypt", values)
+    number = sealed.seal(folder, out)
+    return Told(f"{out} holds {folder} encrypted with the key {number}", folder=str(out))
+
+
+def _decrypt(registry: Registry, args: list[str], values: dict[str, Any]) -> Told:
+    from modelyard.store import sealed
+    from modelyard.store.run import model_folder
+
+    folder, out = model_folder(args[0], Path("runs")), _out("decrypt", values)
+    sealed.unseal(folder, out)
+    return Told(f"{out} holds {folder} in the clear", folder=str(out))
+
+
+def _rewrap(registry: Registry, args: list[str], values: dict[str, Any]) -> Told:
+    from modelyard.store import sealed
+    from modelyard.store.run import model_folder
+
+    folder = model_folder(args[0], Path("runs"))
+    before, number = sealed.rewrap(folder)
+    return Told(f"{folder} opens with the key {number} now (was {before})", folder=str(folder))
+
+
+def _out(command: str, values: dict[str, Any]) -> Path:
+    if "out" not in values:
+        raise UsageError(f"{command} needs out=FOLDER")
+    return Path(str(values["out"]))
 
 
 def _backup(registry: Registry, args: list[str], values: dict[str, Any]) -> Told:
@@ -225,14 +266,22 @@ def _named(registry: Registry, args: list[str]) -> Version:
     return registry.get(name, alias or (args[1] if len(args) > 1 else None))
 
 
+def _flag(values: dict[str, Any], name: str) -> bool:
+    value = values.get(name, False)
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} is true or false; got {name}={value!r}")
+    return value
+
+
 def _text(value: Any) -> str | None:
     return None if value is None else str(plain(value))
 
 
 ACTIONS: dict[str, tuple[Action, int, int, tuple[str, ...]]] = {
-    "list": (_list, 0, 1, ()), "register": (_register, 0, 1, ("name", "key")), "show": (_show, 1, 2, ()), "history": (_history, 1, 1, ()),
+    "list": (_list, 0, 1, ()), "register": (_register, 0, 1, ("name", "key", "encrypt")), "show": (_show, 1, 2, ()), "history": (_history, 1, 1, ()),
     "alias": (_alias, 3, 3, ("why",)), "promote": (_promote, 2, 2, ("to", "metric", "force")), "rollback": (_rollback, 1, 1, ("of",)),
     "pull": (_pull, 1, 2, ("out",)), "verify": (_verify, 0, 1, ("trust",)), "gc": (_gc, 0, 0, ("keep", "apply")),
-    "keygen": (_keygen, 0, 0, ("out",)), "sign": (_sign, 1, 1, ("key",)), "backup": (_backup, 0, 0, ("out",)), "restore": (_restore, 1, 1, ()),
+    "keygen": (_keygen, 0, 0, ("out", "for")), "sign": (_sign, 1, 1, ("key",)), "encrypt": (_encrypt, 1, 1, ("out",)),
+    "decrypt": (_decrypt, 1, 1, ("out",)), "rewrap": (_rewrap, 1, 1, ()), "backup": (_backup, 0, 0, ("out",)), "restore": (_restore, 1, 1, ()),
 }  # fmt: skip
 """Command → (function, fewest and most arguments, keys)."""
