@@ -1,6 +1,7 @@
 """The same answers everywhere: the trained model, its ONNX export and the HTTP server, on whole test sets.
 
     python benchmarks/parity.py [words of a row's name …]       # all rows without words
+    python benchmarks/parity.py --grpc                          # and the Open Inference Protocol over gRPC
     python benchmarks/parity.py --core VENV/bin/python          # the server runs there, for example in a core-only environment
 
 Each row trains a model for a moment (parity is no matter of quality), exports it, and answers every test row three ways: with the
@@ -36,6 +37,7 @@ from modelyard.data.source import DataConfig
 from modelyard.runtime.answers import Answers, Parity, compare
 from modelyard.runtime.model import Model, answers_from_json
 from modelyard.verbs.export import export
+from modelyard.verbs.serve import serve
 from modelyard.verbs.train import Config, train
 
 BODY = 500
@@ -151,7 +153,7 @@ def over_http(python: str, folder: Path, model: Model, rows: list[dict[str, Any]
     return answers_from_json(plain, like)
 
 
-def parity(data: Data, model: Any, folder: Path, python: str) -> dict[str, Parity]:
+def parity(data: Data, model: Any, folder: Path, python: str, grpc: bool) -> dict[str, Parity]:
     """Train, export, answer, compare."""
     result = train(DataConfig(path=data.rows, **data.config), data.task, model, Config(epochs=1, smoke=False), base=folder)
     first = Model.load(result.model)
@@ -161,7 +163,15 @@ def parity(data: Data, model: Any, folder: Path, python: str) -> dict[str, Parit
     ours, theirs = first.predict(inputs), second.predict(inputs)
     scales = first.pipeline.scales()
     http = over_http(python, exports, second, rows_of(second, inputs), theirs)
-    return {f"{first.backend} and ONNX": compare(ours, theirs, scales), f"{first.backend} and HTTP": compare(ours, http, scales)}
+    found = {f"{first.backend} and ONNX": compare(ours, theirs, scales), f"{first.backend} and HTTP": compare(ours, http, scales)}
+    if grpc:
+        from _rpc import over_grpc
+
+        with serve(exports, grpc=0) as server:
+            assert server.rpc is not None
+            over = over_grpc(server.rpc.address, server.service.name, second, rows_of(second, inputs), theirs, BODY)
+        found[f"{first.backend} and gRPC"] = compare(ours, over, scales)
+    return found
 
 
 def main() -> int:
@@ -169,6 +179,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("words", nargs="*")
     parser.add_argument("--core", default=sys.executable, help="interpreter that serves")
+    parser.add_argument("--grpc", action="store_true", help="ask over gRPC too, in this process (the extra 'grpc')")
     asked = parser.parse_args()
     need_data()
     logging.disable(logging.WARNING)
@@ -179,7 +190,7 @@ def main() -> int:
         if asked.words and not any(w in name for w in asked.words):
             continue
         with tempfile.TemporaryDirectory() as folder, Clock() as clock:
-            found = parity(load(), model, Path(folder), asked.core)
+            found = parity(load(), model, Path(folder), asked.core, asked.grpc)
         whole = all(p.ok for p in found.values())
         line = "; ".join(f"{k}: {p.rows:,} rows, {len(p.differing)} differ, largest {p.max_difference:.1e}, {p.ties} ties" for k, p in found.items())
         ok.append(verdict(name, whole, f"{line} ({clock})"))

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from modelyard.errors import MachineError, Problem, Unsupported, UsageError
+from modelyard.errors import MachineError, ModelyardError, Problem, Unsupported, UsageError
 from modelyard.settings import Between
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from modelyard.verbs.serve.access import Access
     from modelyard.verbs.serve.app import Service
     from modelyard.verbs.serve.fleet import Endpoint
+    from modelyard.verbs.serve.rpc import Rpc
 
 __all__ = ["Config", "Server", "serve"]
 
@@ -92,6 +93,8 @@ class Config:
     """Address to listen on; anything but this machine needs keys, a provider or a token."""
     port: Annotated[int, Between(0, 65535)] | None = None
     """Port; without it 8000 or the next free one. 0 takes any free one."""
+    grpc: Annotated[int, Between(0, 65535)] | None = None
+    """Port of the Open Inference Protocol over gRPC (`pip install 'modelyard[grpc]'`); without it there is none. 0 takes any free one."""
     name: str | None = None
     """Name in the addresses; without it the model's own."""
     token: str | None = field(default=None, repr=False)
@@ -108,6 +111,9 @@ class Config:
     """Largest body in bytes, counted after decompression."""
     log: str | None = None
     """File to which requests and answers are appended, one JSON object a line."""
+    traces: str | None = None
+    """Address of an OpenTelemetry collector, e.g. http://localhost:4318, that gets a span for each request (`pip install
+    'modelyard[otel]'`); without it OTEL_EXPORTER_OTLP_ENDPOINT, without both there are none."""
     backend: str | None = None
     """torch, onnx or numpy; without it the model's own."""
     slots: Annotated[int, Between(1, 256)] = 16
@@ -134,6 +140,7 @@ class Server:
     def __init__(self, model: Model | str | Path | None, config: Config, trust_code: bool = False) -> None:
         from modelyard.runtime.model import Model
         from modelyard.verbs.serve.fleet import Arm, Endpoint, Fleet
+        from modelyard.verbs.serve.traces import Traces
 
         if not is_loopback(config.host) and not (config.token or config.keys or config.oidc):
             hint = "Write serve.keys=FILE (modelyard keys create), serve.oidc or serve.token=${env:NAME}, or leave serve.host at 127.0.0.1."
@@ -146,6 +153,7 @@ class Server:
             raise UsageError(f"serve.name={config.name!r} cannot stand in an address; use letters, digits and - _ . without /")
         self.config, self.trust_code = config, trust_code
         self.access = door(config)
+        self.traces = Traces.wanted(config.traces)
         self.context = None if config.tls is None else secured(config.tls)
         if config.models:
             self.fleet = Fleet(self._endpoints(config.models))
@@ -160,10 +168,17 @@ class Server:
         self.model = self.service.model
         assert self.model.parity is not None
         self.parity = self.model.parity
+        self.rpc: Rpc | None = None
         try:
+            if config.grpc is not None:
+                from modelyard.verbs.serve.rpc import Rpc
+
+                self.rpc = Rpc(self.fleet, config)
             self.socket = listen(config.host, config.port)
-        except UsageError:
+        except ModelyardError:
             self.fleet.close()
+            if self.rpc is not None:
+                self.rpc.close()
             raise
         host = f"[{config.host}]" if ":" in config.host else config.host
         self.port: int = self.socket.getsockname()[1]
@@ -183,7 +198,9 @@ class Server:
         count = self.config.workers
         workers = Workers(model.folder, count, self.config.backend or "", self.trust_code) if count else None
         log = Path(self.config.log) if self.config.log else None
-        return Service(model, name, self.access, self.config.limit, log, workers, self.config.slots, self.config.memory, self.config.writer)
+        made = Service(model, name, self.access, self.config.limit, log, workers, self.config.slots, self.config.memory, self.config.writer)
+        made.traces = self.traces
+        return made
 
     def _endpoints(self, models: Mapping[str, Any]) -> dict[str, Endpoint]:
         from modelyard.verbs.serve.fleet import Arm, Endpoint
@@ -221,9 +238,14 @@ class Server:
 
         from modelyard.verbs.serve.protocol import Protocol
 
-        fleet, protocol = self.fleet, Protocol.of(self.fleet.short, self.config.limit)
+        fleet, rpc, protocol = self.fleet, self.rpc, Protocol.of(self.fleet.short, self.config.limit)
 
         class Engine(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                if rpc is not None:
+                    await rpc.start()
+                await super().startup(sockets)
+
             async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
                 fleet.ready(False)
                 protocol.draining = True
@@ -231,7 +253,10 @@ class Server:
                 for listening in sockets or []:
                     listening.listen(0)  # nobody new; those in the queue are let in, whom closing it would send away
                 await asyncio.sleep(LINGER / 5)
+                ending = asyncio.create_task(rpc.stop(DRAIN)) if rpc is not None else None
                 await super().shutdown(sockets)
+                if ending is not None:
+                    await ending
 
         config = uvicorn.Config(
             fleet, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=DRAIN,
@@ -260,7 +285,11 @@ class Server:
     def close(self) -> None:
         """Frees the port, the threads and the log."""
         self.socket.close()
+        if self.rpc is not None:
+            self.rpc.close()
         self.fleet.close()
+        if self.traces is not None:
+            self.traces.close()
 
     def forever(self, ready: Any = None) -> None:
         """Answer until SIGTERM or Ctrl-C; requests in flight are answered first. `ready()` is called once signals are heeded."""
@@ -370,7 +399,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def listen(host: str, port: int | None) -> socket.socket:
+def listen(host: str, port: int | None, setting: str = "serve.port") -> socket.socket:
     """A bound socket; without a port 8000 or one of the next 99 that is free."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for candidate in [port] if port is not None else range(PORT, PORT + NEXT):
@@ -386,7 +415,7 @@ def listen(host: str, port: int | None) -> socket.socket:
             if port is None and error.errno in (errno.EADDRINUSE, errno.EACCES):
                 continue
             raise UsageError(
-                f"serve cannot listen at {host}:{candidate}: {error.strerror or error}; choose another serve.port, or leave it out"
+                f"serve cannot listen at {host}:{candidate}: {error.strerror or error}; choose another {setting}, or leave it out"
             ) from None
     raise UsageError(f"no free port from {PORT} to {PORT + NEXT - 1}; name one with serve.port=N")
 
@@ -406,11 +435,13 @@ def announce(server: Server, options: Any) -> None:
     """One JSON object, or a few lines for people."""
     service = server.service
     if options.emit is not None:
-        options.emit({"url": server.url, "ready": True, "model": service.name, "version": server.model.version})
+        more = {} if server.rpc is None else {"grpc": server.rpc.address}
+        options.emit({"url": server.url, **more, "ready": True, "model": service.name, "version": server.model.version})
         return
     curl = server.curl if len(server.curl) <= 2000 else "(the row is long; the page has the curl lines)"
+    rpc = "" if server.rpc is None else f"  grpc     {server.rpc.address}\n"
     print(
         f"{service.name} {server.model.version} is served; {server.parity.rows} stored examples are answered as before.\n\n"
-        f"  page     {server.url}/\n  predict  {server.url}{service.path}\n  stop     Ctrl-C\n\n{curl}\n",
+        f"  page     {server.url}/\n  predict  {server.url}{service.path}\n{rpc}  stop     Ctrl-C\n\n{curl}\n",
         flush=True,
     )

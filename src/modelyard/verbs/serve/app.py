@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import secrets
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -24,16 +21,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from modelyard import __version__
-from modelyard.errors import MachineError, ModelyardError, UsageError
+from modelyard.errors import UsageError
 from modelyard.options import clean
 from modelyard.runtime.engine import MEMORY, SLOTS
 from modelyard.runtime.model import Model
 from modelyard.verbs.serve import inference, openapi, page
 from modelyard.verbs.serve.access import Access
+from modelyard.verbs.serve.attendance import Attended, Origin, fault_of, numbered
 from modelyard.verbs.serve.batching import Batcher
 from modelyard.verbs.serve.body import SIGNATURE, SIZE, Refused, Request, check_type, examples, parse, unpack
 from modelyard.verbs.serve.chat import Writing, fault
 from modelyard.verbs.serve.telemetry import Telemetry, text
+from modelyard.verbs.serve.traces import Traces
 from modelyard.verbs.serve.workers import Workers
 
 WORKERS = 2
@@ -45,7 +44,6 @@ WAITING = 4096
 PATIENCE = 30.0
 """Seconds that they may wait."""
 
-REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 POLICY = (
@@ -55,16 +53,11 @@ POLICY = (
 
 Fault = Callable[[int, str, str | None], dict[str, Any]]
 Handler = Callable[[HttpRequest], Awaitable[Response]]
+T = TypeVar("T")
+Answers = list[dict[str, Any]]
+Read = Callable[[], tuple[list[dict[str, Any]], dict[str, Any]]]
 Reply = Callable[[int, list[tuple[bytes, bytes]], bytes], None]
 """(status, headers, body)."""
-
-
-class Origin(NamedTuple):
-    """Of a request: its number, who asks, and when it came (`time.perf_counter`)."""
-
-    id: str
-    caller: str
-    began: float
 
 
 def plain(status: int, message: str, param: str | None = None) -> dict[str, Any]:
@@ -94,6 +87,11 @@ class Service:
             {"id": self.name, "object": "model", "created": 0, "owned_by": "modelyard", "version": model.version}
         ]
         """What `/metrics` and `/v1/models` tell; a fleet tells of all its models."""
+        self.copies: Callable[[Request, Origin], None] = lambda asked, origin: None
+        """Gives what was asked to a shadow, where a fleet has one."""
+        self.repeat: Callable[[Mapping[bytes, bytes], bytes, str], None] = lambda given, raw, caller: None
+        """The same with the headers and body of a prediction."""
+        self.traces: Traces | None = None
         self.running = 0
         """Requests that have begun and not ended."""
         lanes = len(workers.all) if workers else 1
@@ -178,41 +176,21 @@ class Service:
         allowed = ("GET", "HEAD") if method == "GET" else (method,)
 
         async def call(request: HttpRequest) -> Response:
-            began = time.perf_counter()
-            given = request.headers.get("x-request-id", "")
-            request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-            self.running += 1
-            try:
+            with Attended(self, label, dict(request.scope["headers"])) as seen:
                 if request.method not in allowed:
                     raise Refused(405, f"{request.method} is not taken here; use {method}")
-                header = request.headers.get("authorization", "").encode("latin-1")
-                caller = request.state.caller = self.access.admit(header, label, self.name)
-                request.state.origin = Origin(request_id, caller.name, began)
+                request.state.caller = seen.admit()
+                request.state.origin = seen.origin
                 response = await handler(request)
-            except Exception as error:
-                status, message, headers = self._fault(error, request_id)
-                response = JSONResponse(fault(status, message, getattr(error, "param", None)), status, headers)
-                if status == 405:
+                seen.status = response.status_code
+            if seen.error is not None:
+                response = JSONResponse(fault(seen.status, seen.message, getattr(seen.error, "param", None)), seen.status, seen.headers)
+                if seen.status == 405:
                     response.headers["Allow"] = ", ".join(allowed)
-            finally:
-                self.running -= 1
-            self.telemetry.request(label, response.status_code, time.perf_counter() - began)
-            self._stamp(request_id, response)
+            self._stamp(seen.id, response)
             return response
 
         return Route(path, call, methods=METHODS)
-
-    @staticmethod
-    def _fault(error: Exception, request_id: str) -> tuple[int, str, dict[str, str]]:
-        """(status, sentence, headers) of what kept a request from being answered."""
-        if isinstance(error, Refused):
-            return error.status, error.message, {"WWW-Authenticate": "Bearer"} if error.status == 401 else error.headers
-        if isinstance(error, ClientDisconnect):
-            return 400, "the client went away", {}
-        if isinstance(error, ModelyardError):
-            return 503 if isinstance(error, MachineError) else 400, error.message, {}
-        print(f"request {request_id} failed:\n{''.join(traceback.format_exception(error))}", file=sys.stderr, flush=True)
-        return 500, f"this is a bug in Modelyard ({type(error).__name__}); the server's stderr says more", {}
 
     def _stamp(self, request_id: str, response: Response) -> None:
         response.headers["Modelyard-Request-Id"] = request_id
@@ -233,7 +211,10 @@ class Service:
         return response
 
     def _named(self, request: HttpRequest) -> None:
-        name, version = request.path_params["name"], request.path_params.get("version")
+        self.named(request.path_params["name"], request.path_params.get("version"))
+
+    def named(self, name: str, version: str | None) -> None:
+        """Raises `Refused` (404) unless this model and version are what a request names."""
         if name != self.name:
             there = ", ".join(dict.fromkeys(repr(e["id"]) for e in self.listed()))
             raise Refused(404, f"no model {name[:80]!r} is served here; there is {there}")
@@ -252,19 +233,20 @@ class Service:
         in. No objects of Starlette are made, nor a task of asyncio: they cost 0.2 of the 0.3 ms that a small table's row takes.
         """
         began = time.perf_counter()
-        request_id = given.get(b"x-request-id", b"").decode("latin-1")
-        request_id = request_id if REQUEST_ID.fullmatch(request_id) else secrets.token_hex(8)
-
+        request_id = numbered(given.get(b"x-request-id", b"").decode("latin-1"))
         self.running += 1
+        span = None if self.traces is None else self.traces.begin(self, "predict", request_id, given)
 
         def finish(found: bytes | Exception) -> None:
             self.running -= 1
             headers: dict[str, str] = {}
             status, body = 200, found
             if isinstance(body, Exception):
-                status, message, headers = self._fault(body, request_id)
+                status, message, headers = fault_of(body, request_id)
                 body = _dumps({"error": message}).encode("utf-8")
             self.telemetry.request("predict", status, time.perf_counter() - began)
+            if self.traces is not None:
+                self.traces.end(span, status)
             sent = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *self.stamps]
             sent.append((b"modelyard-request-id", request_id.encode("ascii")))
             sent += [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
@@ -278,7 +260,7 @@ class Service:
 
         try:
             caller = caller or self.access.admit(given.get(b"authorization", b""), "predict", self.name).name
-            origin = Origin(request_id, caller, began)
+            origin = Origin(request_id, caller, began, span)
             self.batcher.turn_away()
             check_type(given.get(b"content-type", b"").decode("latin-1"))
             encoding = given.get(b"content-encoding", b"").strip().lower().decode("latin-1")
@@ -306,14 +288,17 @@ class Service:
         try:
             raw = await self._body(receive)
         except Exception as error:
-            status, message, _ = self._fault(error, "")
+            status, message, _ = fault_of(error, "")
             response = JSONResponse({"error": message}, status)
             self.telemetry.request("predict", status, 0.0)
             self._stamp(secrets.token_hex(8), response)
             await response(scope, receive, send)
             return
         answer: asyncio.Future[tuple[int, list[tuple[bytes, bytes]], bytes]] = asyncio.get_running_loop().create_future()
-        self.begin(dict(scope["headers"]), raw, lambda *found: None if answer.done() else answer.set_result(found))
+        given = dict(scope["headers"])
+        caller = self.begin(given, raw, lambda *found: None if answer.done() else answer.set_result(found))
+        if caller is not None:
+            self.repeat(given, raw, caller)
         status, headers, body = await answer
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -342,17 +327,23 @@ class Service:
         return self.model.predict(asked.rows, asked.params, asked.seed).to_json() if asked.rows else []
 
     def _reply(self, asked: Request, answers: list[dict[str, Any]], origin: Origin) -> bytes:
+        self._checked(asked, answers, origin)
+        body = {"outputs": self._columns(answers)} if asked.columnar else {"predictions": self._plain(answers)}
+        return _dumps(body).encode("utf-8")
+
+    def _checked(self, asked: Request, answers: Answers, origin: Origin) -> None:
+        """Counts and logs the answers. Raises `Refused` (400) where rows failed and none may."""
         bad = self._told(asked, answers, origin)
         if bad and asked.strict:
             more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
             raise Refused(400, "; ".join(f"row {i}: {e['column']} {e['reason']}" for i, e in bad[:5]) + more)
-        body = {"outputs": self._columns(answers)} if asked.columnar else {"predictions": self._plain(answers)}
-        return _dumps(body).encode("utf-8")
 
     def _told(self, asked: Request, answers: list[dict[str, Any]], origin: Origin) -> list[tuple[int, dict[str, str]]]:
         """Counts and logs the answers; (row, error) of the rows that have none."""
         bad = [] if "error" in self.outputs else [(i, a["error"]) for i, a in enumerate(answers) if "error" in a]
         self.telemetry.answered(len(answers), len(bad))
+        if origin.span is not None:
+            origin.span.set_attributes({"modelyard.rows": len(answers), "modelyard.row_errors": len(bad)})
         self.note(origin, rows=asked.rows, answers=answers)
         return bad
 
@@ -441,18 +432,43 @@ class Service:
     async def infer(self, request: HttpRequest) -> Response:
         """Open Inference Protocol: named tensors in, named tensors out."""
         self._named(request)
+        self.batcher.turn_away()
         encoding = request.headers.get("content-encoding", "").strip().lower()
         header = request.headers.get("inference-header-content-length", "")
-        raw = unpack(await self._body(request.receive), encoding, self.limit)
-        asked_rows, asked = inference.rows_of(raw, header, self.model.signature.inputs)
-        params = {k: v for k, v in (asked.get("parameters") or {}).items() if k in {p.name for p in self.model.signature.params}}
-        request_ = Request(asked_rows, False, params or None, None, False)
-        answers = await self.answered(request_)
-        self._told(request_, answers, request.state.origin)
-        body, head = inference.answer(answers, asked, self.model, self.name)
+        raw = await self._body(request.receive)
+        body, head = await self.inferred(
+            lambda: inference.rows_of(unpack(raw, encoding, self.limit), header, self.model.signature.inputs),
+            lambda answers, asked: inference.answer(answers, asked, self.model, self.name),
+            len(raw) if encoding in ("", "identity") else SMALL + 1, request.state.origin,
+        )  # fmt: skip
         if head is None:
             return Response(body, media_type="application/json")
         return Response(body, media_type="application/octet-stream", headers={"Inference-Header-Content-Length": str(head)})
+
+    async def inferred(self, read: Read, write: Callable[[Answers, Mapping[str, Any]], T], size: int, origin: Origin) -> T:
+        """From a request of the Open Inference Protocol to its answer, whatever carries them: `read` gives rows and what is asked for, `write`
+        makes the answer; both run in a thread where the body has many bytes (`size`). `parameters` hold the model's own, and `strict`.
+
+        Raises what they raise, and `Refused`.
+        """
+        rows, asked = await self._beside(read, size)
+        given = asked.get("parameters") or {}
+        if not isinstance(strict := given.get("strict", False), bool):
+            raise Refused(400, "strict must be true or false")
+        params = {k: v for k, v in given.items() if k in {p.name for p in self.model.signature.params}}
+        request = Request(rows, False, params or None, None, strict)
+        answers = await self.answered(request)
+        self._checked(request, answers, origin)
+        self.copies(request, origin)
+        return await self._beside(lambda: write(answers, asked), size)
+
+    async def _beside(self, work: Callable[[], T], size: int) -> T:
+        return work() if size <= SMALL else await asyncio.get_running_loop().run_in_executor(self.pool, work)
+
+    async def shadowed(self, asked: Request, origin: Origin) -> None:
+        """What another version was asked, for this one's log and metrics."""
+        with Attended(self, "infer", {b"x-request-id": origin.id.encode("ascii")}) as seen:
+            self._told(asked, await self.answered(asked), origin._replace(span=seen.origin.span))
 
     async def answered(self, asked: Request) -> list[dict[str, Any]]:
         """Answers to rows, in a batch with others where they fit one."""

@@ -26,7 +26,8 @@ from modelyard.verbs.serve.body import Refused, check_type, read, unpack
 from modelyard.verbs.serve.wanted import Reader, Wanted, Wrong
 
 if TYPE_CHECKING:
-    from modelyard.verbs.serve.app import Origin, Service
+    from modelyard.verbs.serve.app import Service
+    from modelyard.verbs.serve.attendance import Origin
 
 SIZE = 4 * 2**20
 """Bytes of a body."""

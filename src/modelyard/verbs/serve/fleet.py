@@ -20,6 +20,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from modelyard.errors import Problem, UsageError
 from modelyard.verbs.serve.app import Reply, Service
+from modelyard.verbs.serve.attendance import Origin
+from modelyard.verbs.serve.body import Request
 
 DRAIN = 30.0
 """Seconds that a version which was swapped out may still need for what it has begun."""
@@ -81,18 +83,45 @@ class Fleet:
         self.count = 0
         for arm in self.all():
             self._join(arm.service)
+        self.copying: set[asyncio.Task[None]] = set()
 
     def _join(self, service: Service) -> None:
         service.telemetries = lambda: [a.service.telemetry for a in self.all()]
         service.listed = lambda: [self._entry(e, a) for e in self.endpoints.values() for a in e.arms]
+        service.copies = lambda asked, origin: self._copy(service, asked, origin)
+        service.repeat = lambda given, raw, caller: self._repeat(service, given, raw, caller)
         service.writing.find = lambda name, unit: self.endpoints[name].pick(unit or self._unit({})).service if name in self.endpoints else None
+
+    def _shadow(self, service: Service) -> Service | None:
+        """Who gets a copy of what `service` answers."""
+        shadow = self.endpoints[service.name].shadow
+        return None if shadow is None or shadow.service is service else shadow.service
+
+    def _copy(self, service: Service, asked: Request, origin: Origin) -> None:
+        shadow = self._shadow(service)
+        if shadow is not None:
+            task = asyncio.get_running_loop().create_task(shadow.shadowed(asked, origin))
+            self.copying.add(task)  # the loop itself keeps tasks weakly
+            task.add_done_callback(self.copying.discard)
+
+    def _repeat(self, service: Service, given: Mapping[bytes, bytes], raw: bytes, caller: str) -> None:
+        shadow = self._shadow(service)
+        if shadow is not None:
+            asyncio.get_running_loop().call_soon(shadow.begin, given, raw, lambda *found: None, caller)
+
+    def chosen(self, name: str, version: str, given: Mapping[bytes, bytes]) -> Service:
+        """Who answers for a name and a version, label or "" outside of HTTP; the first model where there is no such name, for it says what there is."""
+        endpoint = self.endpoints.get(name)
+        if endpoint is None:
+            return next(iter(self.endpoints.values())).arms[0].service
+        return (endpoint.named(version) or endpoint.pick(self._unit(given))).service
 
     def _begin(self, name: str) -> Callable[[Mapping[bytes, bytes], bytes, Reply], None]:
         def begin(given: Mapping[bytes, bytes], raw: bytes, reply: Reply) -> None:
-            endpoint = self.endpoints[name]
-            caller = endpoint.pick(self._unit(given)).service.begin(given, raw, reply)
-            if endpoint.shadow is not None and caller is not None:
-                asyncio.get_running_loop().call_soon(endpoint.shadow.service.begin, given, raw, lambda *found: None, caller)
+            service = self.endpoints[name].pick(self._unit(given)).service
+            caller = service.begin(given, raw, reply)
+            if caller is not None:
+                self._repeat(service, given, raw, caller)
 
         return begin
 

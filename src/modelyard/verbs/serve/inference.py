@@ -28,7 +28,9 @@ TYPES = {
 WRITTEN = {"number": "FP64", "cluster": "INT64", "timestamp": "BYTES"}
 """Types of answers by kind; BYTES otherwise."""
 
-
+Piece = memoryview | ValueError | None
+Tensor = tuple[str, list[int], list[Any]]
+"""(datatype, shape, elements)."""
 LIKE = '{"inputs": [{"name": "x", "shape": [1], "datatype": "FP64", "data": [0.5]}]}'
 
 
@@ -62,33 +64,42 @@ def rows_of(raw: bytes, header: str, fields: Sequence[Field]) -> tuple[list[dict
     if not isinstance(tensors, list) or not tensors or not all(isinstance(t, dict) and isinstance(t.get("name"), str) for t in tensors):
         raise Refused(400, f"inputs must be a list of tensors with names, such as {LIKE}")
     _check(asked)
-    named = {t["name"]: t for t in tensors}
-    known = {f.name: f for f in fields}
-    mistakes = [f"{name[:80]!r} is no input; there is {', '.join(known)}" for name in named if name not in known]
-    mistakes += ["a tensor comes twice"] * (len(named) < len(tensors))
-    columns: dict[str, list[Any]] = {}
     rest = memoryview(raw)[size:]
+    pieces: list[Piece] = []
     for tensor in tensors:
+        count = (tensor.get("parameters") or {}).get("binary_data_size")
+        if count is None:
+            pieces.append(None)
+        elif type(count) is not int or not 0 <= count <= len(rest):
+            pieces.append(ValueError(f"binary_data_size is {str(count)[:40]!r} and {len(rest)} bytes are left"))
+        else:
+            pieces.append(rest[:count])
+            rest = rest[count:]
+    return rows(tensors, pieces, fields, [f"{len(rest)} bytes follow the last tensor"] * bool(rest)), asked
+
+
+def rows(tensors: Sequence[Mapping[str, Any]], pieces: Sequence[Piece], fields: Sequence[Field], wrong: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Rows of tensors, each with the bytes of its elements, None where they are in its `data`, or what is the matter with them.
+
+    Raises `Refused` with every mistake, `wrong` being those that are known.
+    """
+    known = {f.name: f for f in fields}
+    mistakes = [f"{t['name'][:80]!r} is no input; there is {', '.join(known)}" for t in tensors if t["name"] not in known]
+    mistakes += ["a tensor comes twice"] * (len({t["name"] for t in tensors}) < len(tensors))
+    columns: dict[str, list[Any]] = {}
+    for tensor, piece in zip(tensors, pieces, strict=True):
         try:
-            count = (tensor.get("parameters") or {}).get("binary_data_size")
-            piece = None
-            if count is not None:
-                if type(count) is not int or not 0 <= count <= len(rest):
-                    raise ValueError(f"binary_data_size is {count!r} and {len(rest)} bytes are left")
-                piece, rest = rest[:count], rest[count:]
+            if isinstance(piece, ValueError):
+                raise piece
             columns[tensor["name"]] = _values(tensor, piece, known[tensor["name"]].kind if tensor["name"] in known else "")
         except (ValueError, KeyError, TypeError, struct.error, OverflowError) as error:
             mistakes.append(f"{tensor['name'][:80]!r}: {f'{error.args[0]} is absent' if isinstance(error, KeyError) else str(error)[:120]}")
-    if len(rest):
-        mistakes.append(f"{len(rest)} bytes follow the last tensor")
+    mistakes += wrong
     if len({len(v) for v in columns.values()}) > 1:
         mistakes.append("the tensors have different numbers of rows: " + ", ".join(f"{k} {len(v)}" for k, v in columns.items()))
     if mistakes:
         raise Refused(400, "; ".join(mistakes[:10]))
-    height = len(next(iter(columns.values()), []))
-    if height > ROWS:
-        raise Refused(413, f"{height} rows came; at most {ROWS} are answered at once")
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)], asked
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _values(tensor: Mapping[str, Any], piece: memoryview | None, kind: str) -> list[Any]:
@@ -97,10 +108,12 @@ def _values(tensor: Mapping[str, Any], piece: memoryview | None, kind: str) -> l
         raise ValueError(f"shape is {shape!r}; expected [rows] or [rows, 1]")
     if len(shape) > 2 or shape[1:] not in ([], [1]):
         raise ValueError(f"shape is {shape}; a column is [rows] or [rows, 1]")
+    if shape[0] > ROWS:
+        raise Refused(413, f"{shape[0]} rows came; at most {ROWS} are answered at once")
     if not isinstance(datatype, str) or (datatype != "BYTES" and datatype not in TYPES):
         raise ValueError(f"datatype is {datatype!r}; expected BYTES, {', '.join(TYPES)}")
     if piece is not None:
-        found = _texts(piece) if datatype == "BYTES" else np.frombuffer(piece, TYPES[datatype]).tolist()
+        found = _texts(piece, shape[0]) if datatype == "BYTES" else _numbers(piece, datatype, shape[0])
     else:
         if not isinstance(tensor["data"], list):
             raise ValueError(f"data is {json.dumps(tensor['data'])[:40]}; expected a list")
@@ -126,10 +139,21 @@ def _number(value: Any, datatype: str) -> Any:
     return value
 
 
-def _texts(piece: memoryview) -> list[bytes]:
+def _numbers(piece: memoryview, datatype: str, count: int) -> list[Any]:
+    """Elements of a binary tensor of numbers. Counted first: 64 MiB of UINT8 would be 512 MiB as a list."""
+    size = np.dtype(TYPES[datatype]).itemsize
+    if len(piece) != count * size:
+        raise ValueError(f"{len(piece)} bytes came for {count} values of {datatype}, {size} bytes each")
+    return np.frombuffer(piece, TYPES[datatype]).tolist()
+
+
+def _texts(piece: memoryview, count: int) -> list[bytes]:
     """Elements of a binary BYTES tensor: each its length in four bytes (little-endian), then itself."""
-    found, at = [], 0
+    found: list[bytes] = []
+    at = 0
     while at < len(piece):
+        if len(found) == count:
+            raise ValueError(f"more than {count} values came")
         (size,) = struct.unpack_from("<I", piece, at)
         if at + 4 + size > len(piece):
             raise ValueError("a text is longer than the bytes that are left")
@@ -168,13 +192,13 @@ def _check(asked: Mapping[str, Any]) -> None:
                 raise Refused(400, f"{name} must be true or false")
 
 
-def answer(answers: Sequence[Mapping[str, Any]], asked: Mapping[str, Any], model: Model, name: str) -> tuple[bytes, int | None]:
-    """(body, length of its JSON where binary tensors follow) of the answers to the rows.
+def tensors_of(answers: Sequence[Mapping[str, Any]], asked: Mapping[str, Any], model: Model) -> list[tuple[Mapping[str, Any], Tensor]]:
+    """The outputs that are asked for, each with its tensor, of the answers to the rows.
 
     Raises `Refused` where outputs are asked for that the model has not.
     """
     failed = [a["error"] if set(a) == {"error"} else None for a in answers]
-    tensors: dict[str, tuple[str, list[int], list[Any]]] = {}
+    tensors: dict[str, Tensor] = {}
     for field in model.signature.outputs:
         values = [None if bad else a.get(field.name) for a, bad in zip(answers, failed, strict=True)]
         tensors[field.name] = (_datatype(field), [len(values)], values)
@@ -189,28 +213,37 @@ def answer(answers: Sequence[Mapping[str, Any]], asked: Mapping[str, Any], model
         raise Refused(400, f"no output {', '.join(unknown)}; there is {', '.join(tensors)}")
     if any(failed) and asked.get("outputs") and "error" not in {w["name"] for w in wanted}:
         wanted = [*wanted, {"name": "error"}]
+    return [(want, tensors[want["name"]]) for want in wanted]
+
+
+def answer(answers: Sequence[Mapping[str, Any]], asked: Mapping[str, Any], model: Model, name: str) -> tuple[bytes, int | None]:
+    """(body, length of its JSON where binary tensors follow) of the answers to the rows. Raises what `tensors_of` raises."""
     whole = bool((asked.get("parameters") or {}).get("binary_data_output", False))
     entries, pieces = [], []
-    for want in wanted:
-        datatype, shape, values = tensors[want["name"]]
+    for want, (datatype, shape, values) in tensors_of(answers, asked, model):
         entry: dict[str, Any] = {"name": want["name"], "datatype": datatype, "shape": shape}
         if (want.get("parameters") or {}).get("binary_data", whole):
-            pieces.append(_packed(datatype, values))
+            pieces.append(packed(datatype, values))
             entry["parameters"] = {"binary_data_size": len(pieces[-1])}
         else:
-            entry["data"] = [_told(v) for v in values] if datatype == "BYTES" else [0 if v is None else v for v in values]
+            entry["data"] = plain(datatype, values)
         entries.append(entry)
     found = {"model_name": name, "model_version": model.version, **({"id": asked["id"]} if "id" in asked else {}), "outputs": entries}
     head = json.dumps(found, ensure_ascii=False, allow_nan=False).encode("utf-8")
     return b"".join([head, *pieces]), len(head) if pieces else None
 
 
+def plain(datatype: str, values: Sequence[Any]) -> list[Any]:
+    """Elements as texts or numbers; what is not there is "" or 0."""
+    return [_told(v) for v in values] if datatype == "BYTES" else [0 if v is None else v for v in values]
+
+
 def _told(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _packed(datatype: str, values: Sequence[Any]) -> bytes:
+def packed(datatype: str, values: Sequence[Any]) -> bytes:
+    """Elements as bytes, little-endian; those of BYTES each behind its length in four bytes."""
     if datatype != "BYTES":
-        return np.array([0 if v is None else v for v in values], TYPES[datatype]).tobytes()
-    texts = [_told(v).encode("utf-8") for v in values]
-    return b"".join(struct.pack("<I", len(t)) + t for t in texts)
+        return np.array(plain(datatype, values), TYPES[datatype]).tobytes()
+    return b"".join(struct.pack("<I", len(t)) + t for t in (v.encode("utf-8") for v in plain(datatype, values)))

@@ -19,6 +19,7 @@ FILES = {
     "page.js": "text/javascript; charset=utf-8", "form.js": "text/javascript; charset=utf-8", "words.js": "text/javascript; charset=utf-8",
     "chat.js": "text/javascript; charset=utf-8",
     "page.css": "text/css; charset=utf-8",
+    "open_inference.proto": "text/plain; charset=utf-8",
 }  # fmt: skip
 EXAMPLES = 12
 EXAMPLE_SIZE = 200_000
