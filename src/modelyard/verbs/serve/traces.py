@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from modelyard.verbs.serve.app import Service
 
 VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-FLUSH = 2000
-"""Milliseconds that the last spans have to leave when the server stops."""
+PATIENCE = 2.0
+"""Seconds that a collector has to take spans: one that is gone keeps no server from stopping."""
 PARENT = (b"traceparent", b"tracestate")
 
 
@@ -45,7 +45,7 @@ class Traces:
                 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
                 where = None if address is None else f"{address.rstrip('/')}/v1/traces"
-                processor = BatchSpanProcessor(OTLPSpanExporter(endpoint=where))
+                processor = BatchSpanProcessor(OTLPSpanExporter(endpoint=where, timeout=PATIENCE))
         except ImportError:
             raise MissingExtra("serve.traces needs OpenTelemetry, which", "otel") from None
         named = {} if "OTEL_SERVICE_NAME" in os.environ else {"service.name": "modelyard"}
@@ -88,5 +88,4 @@ class Traces:
 
     def close(self) -> None:
         """Sends what is left."""
-        self.provider.force_flush(FLUSH)
         self.provider.shutdown()
