@@ -26,7 +26,7 @@ from modelyard.runtime.model import Model
 from modelyard.store import atomic, sealed
 from modelyard.store import folder as store
 
-__all__ = ["Config", "Exported", "export"]
+__all__ = ["Config", "Exported", "export", "opened"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +111,16 @@ def light(model: Model, target: Path, trust_code: bool = False) -> dict[str, Any
         raise Unsupported(f"an image holds what the core predicts with, without torch, and {refusal.message}", refusal.why)
     shutil.copytree(model.folder, target)
     return prove(Model.load(target))
+
+
+def opened(model: Model, folder: Path, form: str) -> Model:
+    """What answers as an export does for those who use it. Raises `Unsupported` where no program here runs that form."""
+    module = registry.load("verbs/export", form)
+    if hasattr(module, "opened"):
+        return module.opened(model, folder)  # type: ignore[no-any-return]
+    if hasattr(module, "make"):
+        raise Unsupported(f"no program here runs this form: {module.RUNS}", "use")
+    return Model.load(folder)
 
 
 def replayed(model: Model, graphs: Mapping[str, Graph], backend: str) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from modelyard.runtime.model import Model
 from modelyard.verbs.export import onnx
 
 
+RUNS = "LiteRT reads a .tflite file"
+
+
 def make(model: Model, target: Path) -> dict[str, Any]:
     """Raises `Unsupported` with the reason: there is no converter that takes a program of this torch."""
     onnx.modules_of(model, "a .tflite file")

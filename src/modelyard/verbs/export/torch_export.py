@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,18 @@ def make(model: Model, target: Path, *, trust_code: bool = False) -> dict[str, A
         write(program, target / file)
         named[name] = {"file": file, "inputs": inputs, "outputs": outputs}
     (target / NAMES).write_text(json.dumps(named, indent=1), encoding="utf-8")
-    return replayed(model, {name: graph(target / said["file"], said["inputs"], said["outputs"]) for name, said in named.items()}, "torch-export")
+    return replayed(model, graphs(target), "torch-export")
+
+
+def graphs(folder: Path) -> dict[str, Graph]:
+    """Every graph of an export, by name."""
+    named = json.loads((folder / NAMES).read_text(encoding="utf-8"))
+    return {name: graph(folder / said["file"], said["inputs"], said["outputs"]) for name, said in named.items()}
+
+
+def opened(model: Model, folder: Path) -> Model:
+    """The model's own way from rows to answers over the graphs of an export."""
+    return replace(model, graphs=graphs(folder), backend="torch-export")
 
 
 def write(program: ExportedProgram, file: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,18 @@ def make(model: Model, target: Path, *, trust_code: bool = False) -> dict[str, A
         (place.parent / "config.pbtxt").write_text(config(name, place / "model.onnx"), encoding="utf-8")
     told = {"signature": model.signature.to_json(), "program": kept.manifest["model"]["program"], "graphs": names, "version": model.version}
     (target / "signature.json").write_text(json.dumps(told, ensure_ascii=False, indent=1), encoding="utf-8")
-    return replayed(kept, {graph: through(target / "models" / name) for graph, name in names.items()}, "triton")
+    return replayed(kept, _graphs(target), "triton")
+
+
+def opened(model: Model, folder: Path) -> Model:
+    """The repository as a client uses it: its `pipeline` before and after the graphs of `models`."""
+    kept = Model.load(folder / "pipeline")
+    return replace(kept, graphs=_graphs(folder), backend="triton")
+
+
+def _graphs(folder: Path) -> dict[str, Graph]:
+    names = json.loads((folder / "signature.json").read_text(encoding="utf-8"))["graphs"]
+    return {graph: through(folder / "models" / name) for graph, name in names.items()}
 
 
 def config(name: str, file: Path) -> str:

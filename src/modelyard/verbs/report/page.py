@@ -12,6 +12,7 @@ from html import escape
 from typing import Any
 
 from modelyard.verbs.report._board import board_data, board_rows, failed_rows
+from modelyard.verbs.report._exports import section as exports
 from modelyard.verbs.report._promises import section as promises
 from modelyard.verbs.report._promises import tried_data
 from modelyard.verbs.report._report import Report
@@ -30,6 +31,8 @@ FRAGMENTS = 3_000_000
 PICTURE_CHARACTERS = 1_500_000
 SET_ASIDE_SHOWN = 100
 WORST_SHOWN = 48
+OWN = ("pareto", "exports")
+"""Pictures of the run that a section of their own shows."""
 WIDE = 25
 """Classes from which the confusion matrix takes the whole width."""
 
@@ -40,6 +43,7 @@ def render(report: Report, lang: str = "en") -> str:
     sections = [
         ("search", search(report.search, say, _figure, _table)),
         ("stages", stages(report.stages, report.pictures.get("pareto"), say, _figure, _table)),
+        ("exports", exports(report.exports, say, _figure, _table)),
         ("training", _training(report, say)),
         ("leaderboard", _leaderboard(report, say)),
         ("folds", _folds(report, say)),
@@ -81,7 +85,7 @@ def _summary(report: Report, say: Say) -> str:
     cards = [_headline(name, output, len(outputs) > 1, split or "", say) for name, output in outputs.items()]
     facts = _list({say(k): v for k, v in report.model.items()})
     what = f'<div class="card">{facts}</div>' if report.model else ""
-    return f'<h1>{escape(report.title)}</h1><div class="cards">{what}{"".join(cards)}{_gate(report, say)}</div>'
+    return f'<h1>{escape(report.title)}</h1><div class="cards">{what}{"".join(cards)}{_gate(report, say) if not report.exports else ""}</div>'
 
 
 def _headline(name: str, output: Mapping[str, Any], several: bool, split: str, say: Say) -> str:
@@ -184,7 +188,7 @@ def _evaluation(report: Report, say: Say) -> str:
     order = sorted(report.evaluation, key=lambda split: split != main)
     budget = {"fragments": FRAGMENTS, "pictures": PICTURE_CHARACTERS, "left_out": 0}
     parts = [_split(report.evaluation[split], split, split == main, say, budget) for split in order]
-    drawn = "".join(_figure(name, data, say) for name, data in report.pictures.items() if name in PICTURES and name != "pareto")
+    drawn = "".join(_figure(name, data, say) for name, data in report.pictures.items() if name in PICTURES and name not in OWN)
     whole = f'<div class="pictures" style="margin-top:12px">{drawn}</div>' if drawn else ""
     return "".join([*parts[:1], whole, *parts[1:]])
 
