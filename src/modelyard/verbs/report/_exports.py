@@ -16,7 +16,7 @@ WIDTH, HIGH = 640.0, 26.0
 
 def exports(data: Mapping[str, Any], say: Say) -> str:
     """Three panels of bars from zero with 95 % intervals, one line for each form: megabytes, milliseconds of one row, rows a second of a batch."""
-    entries = data["entries"]
+    entries = sorted(data["entries"], key=lambda e: (not e["one"], not e["bytes"]))
     room = min(150.0, max(width_of(e["name"], 12) for e in entries) + 4)
     each = (WIDTH - room - 24) / 3
     panels = [
@@ -24,10 +24,12 @@ def exports(data: Mapping[str, Any], say: Say) -> str:
         (say("exports_one"), [_times(e["one"]) for e in entries]),
         (f"{say('exports_many')} {data['batch']:,}", [_rates(e["batch"]) for e in entries]),
     ]
-    top, bottom = 48.0, 48.0 + HIGH * len(entries)
+    top = 48.0
+    bottom = top + HIGH * sum(bool(e["bytes"]) for e in entries)  # what was refused stands below the axes
+    after = bottom + 22
     body = []
     for i, entry in enumerate(entries):
-        y = top + HIGH * i
+        y = top + HIGH * i + (0 if entry["bytes"] else 22)
         body.append(text(room, y + 15, entry["name"], anchor="end", size=12, room=room, weight="600" if i == 0 else ""))
         if entry["refused"] and not entry["bytes"]:
             body.append(text(room + 12, y + 15, f"{say('export_refused')}: {entry['refused']['reason']}", size=12, room=WIDTH - room - 16, colour=MUTED))
@@ -50,7 +52,7 @@ def exports(data: Mapping[str, Any], say: Say) -> str:
                 body.append(line(left + low * scale, y + 11, left + high * scale, y + 11, width=2))
             body.append(text(left + (high or middle) * scale + 4, y + 15, number(middle, 3), size=12))
     told = "; ".join(f"{e['name']}: " + (e["refused"]["reason"] if e["refused"] else f"{number(e['bytes'] / 1e6)} MB, {number(e['one']['median'])} ms") for e in entries)
-    return document(say("exports"), told, body, WIDTH, bottom + 22)
+    return document(say("exports"), told, body, WIDTH, after + HIGH * sum(not e["bytes"] for e in entries))
 
 
 def _times(found: Mapping[str, Any] | None) -> tuple[float, float, float] | None:
@@ -68,16 +70,19 @@ def section(data: Mapping[str, Any], say: Say, figure: Any, table: Any) -> str:
         return ""
     entries = data["entries"]
     names = list(dict.fromkeys(m for e in entries for m in e["metrics"]))
+    timed, left = [e for e in entries if e["one"]], [e for e in entries if not e["one"]]
     head = [
         say("export_form"), say("exports_size"), say("exports_one"), say("interval"), say("share_of_model"), f"{say('rows_second')}, {data['batch']:,}",
-        say("interval"), *(x for m in names for x in (escape(say(m)), say("interval"))), say("parity"), say("largest_difference"), say("reason"),
+        say("interval"), *(x for m in names for x in (escape(say(m)), say("interval"))), say("parity"), say("largest_difference"),
     ]  # fmt: skip
-    rows = [_row(e, names, say) for e in entries]
     rounds = min((e[k]["rounds"] for e in entries for k in ("one", "batch") if e[k]), default=0)
     note = f'<p class="soft">{escape(say("exports_note", rounds=rounds, rule=number(data["tolerance"])))}</p>'
-    wide = len(head)
+    whole = str(table(head, [_row(e, names, say) for e in timed], numbers=(*range(1, len(head) - 2), len(head) - 1)))
+    if left:
+        cells = [[escape(e["name"]), number(e["bytes"] / 1e6) if e["bytes"] else "—", escape(e["refused"]["reason"])] for e in left]
+        whole += f"<h3>{say('exports_left')}</h3>" + str(table([say("export_form"), say("exports_size"), say("reason")], cells, numbers=(1,), prose=(2,)))
     picture = f'<div class="pictures" style="margin-bottom:12px">{figure("exports", data, say)}</div>'
-    return picture + note + str(table(head, rows, numbers=tuple(range(1, wide - 3)) + (wide - 2,), prose=(wide - 1,)))
+    return picture + note + whole
 
 
 def _row(entry: Mapping[str, Any], names: list[str], say: Say) -> list[str]:
@@ -92,5 +97,4 @@ def _row(entry: Mapping[str, Any], names: list[str], say: Say) -> list[str]:
         wide = isinstance(found.get("low"), float) and found["low"] == found["low"]
         cells += [number(float(found["value"])) if known else "—", f"{number(found['low'])} … {number(found['high'])}" if wide else "—"]
     agrees = "—" if parity is None else say("parity_not" if parity.get("differing") else "parity_ok")
-    cells += [say("export_other") if entry["what"] == "another model" else agrees, number(parity["max_difference"]) if parity else "—"]
-    return [*cells, escape(entry["refused"]["reason"]) if entry["refused"] else ""]
+    return [*cells, say("export_other") if entry["what"] == "another model" else agrees, number(parity["max_difference"]) if parity else "—"]

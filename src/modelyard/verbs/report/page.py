@@ -366,7 +366,7 @@ def _card(report: Report, say: Say) -> str:
 
 
 def _figure(name: str, data: Mapping[str, Any], say: Say, caption: str = "") -> str:
-    wide = ' class="wide"' if name == "confusion" and len(data["labels"]) >= WIDE else ""
+    wide = ' class="wide"' if name == "exports" or (name == "confusion" and len(data["labels"]) >= WIDE) else ""
     head = f'<figcaption class="soft">{escape(caption)}</figcaption>' if caption else ""
     return f"<figure{wide}>{head}{draw(name, data, say)}</figure>"
 
