@@ -33,7 +33,7 @@ class Config:
     SHORTHAND: ClassVar[str] = "stages"
 
     stages: list[Any] | None = None
-    """distil, prune, low-rank, quantise in any order, each a name or {name: settings}; without it those that suit the model."""
+    """distil, prune, low-rank, quantise, qat, weight-only in any order, each a name or {name: settings}; without it those that suit the model."""
     metric: str | None = None
     """What is judged; without it the first metric of the output."""
     max_loss: Annotated[float, Between(0, 1)] = 0.005

@@ -71,6 +71,8 @@ class Work:
                 if getattr(module, "NET", False):
                     folder = module.apply(self, net, config, work / f"{i}-{name}-net")
                     child = self._exported(folder, work / f"{i}-{name}")
+                    if hasattr(module, "after"):
+                        child = Model.load(module.after(self, child, config, work / f"{i}-{name}-after"))
                 else:
                     folder = None
                     child = Model.load(module.apply(self, current, config, work / f"{i}-{name}"))
