@@ -126,6 +126,8 @@ def parsed(stages: list[Any]) -> list[tuple[str, Any]]:
 
 def suited(model: Any) -> list[tuple[str, Any]]:
     """The stages that a model's kind can go through without a student being named."""
+    if "decoder" in model.graphs:
+        return parsed(["weight-only"])
     return [] if model.manifest["model"]["backend"] == "numpy" else parsed(["prune", "low-rank", "quantise"])
 
 
