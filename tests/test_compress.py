@@ -240,3 +240,71 @@ def test_stages_that_do_not_apply_say_why(place: Path) -> None:
     found = small(place, "trees-0001", ["prune", "quantise", {"distil": {"to": {"name": "cnn"}}}], favour="size")
     assert [s["accepted"] for s in found.stages] == [None, False, False, False]
     assert all(s["reason"] for s in found.stages[1:]) and "nets of our families" in found.stages[1]["reason"]
+
+
+# --- learning with 8 bits ---------------------------------------------------------------------------------------------------
+
+
+def test_grids_are_those_of_the_quantiser_and_gradients_pass() -> None:
+    """Weights and activations against ONNX's own formulas in NumPy, and the straight-through gradient."""
+    from modelyard.verbs.compress import qat
+
+    draw = np.random.default_rng(0)
+    w, x = draw.normal(size=(5, 8)).astype(np.float32), draw.normal(size=(9, 8)).astype(np.float32) + 2
+    for by_channel in (True, False):
+        scale = np.abs(w).max(1, keepdims=True) / 127 if by_channel else np.abs(w).max() / 127
+        weight = torch.tensor(w, requires_grad=True)
+        found = qat.on_grid(weight, by_channel)
+        assert np.allclose(found.detach().numpy(), np.rint(w / scale) * scale, atol=1e-6)
+        found.sum().backward()
+        assert weight.grad is not None and bool((weight.grad == 1).all())
+    low, high = min(0.0, float(x.min())), max(0.0, float(x.max()))  # DynamicQuantizeLinear
+    scale = (high - low) / 255
+    zero = np.clip(np.rint(-low / scale), 0, 255)
+    expected = (np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale
+    assert np.allclose(qat.in_range(torch.from_numpy(x)).numpy(), expected, atol=1e-5)
+    net = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    before, given = {k: v.clone() for k, v in net.state_dict().items()}, torch.from_numpy(x)
+    plain = net(given)
+    undo = qat.rounded(net)
+    rounded = net(given)
+    assert 0 < float((rounded - plain).abs().max()) < 0.1
+    rounded.sum().backward()
+    undo()
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items()) and torch.equal(net(given), plain)
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_a_net_that_int8_harms_learns_to_live_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One scale for a whole matrix, and inputs with far outliers: what a rounding afterwards loses, learning with it wins back for the most part."""
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(900, 5))
+    x[:, 4] = draw.lognormal(0, 1.5, size=900)
+    y = np.sin(2 * x[:, 0]) * x[:, 1] + 0.5 * x[:, 2] ** 2 + np.log(x[:, 4])
+    pl.DataFrame({**{f"x{i}": x[:, i] for i in range(5)}, "y": y}).write_csv("rows.csv")
+    settings: dict[str, Any] = {"data": "rows.csv", "target": "y", "quiet": True, "train.seed": 1}
+    modelyard.train(model={"name": "mlp", "hidden": [48, 48], "numbers": "plain"}, name="far", **{"train.epochs": 40}, **settings)
+    stages = [{"quantise": {"per_channel": False}}, {"qat": {"per_channel": False, "epochs": 15}}]
+    found = modelyard.compress("runs/far-0001", **{"compress.stages": stages, "compress.favour": "size", "compress.max_loss": 0.01}, **settings)
+    whole, after, learnt = (s["value"] for s in found.stages)
+    assert after > 1.01 * whole and not found.stages[1]["accepted"], found  # rmse
+    assert learnt - whole < 0.5 * (after - whole) and found.stages[2]["accepted"], found
+    folder = Path(found.model)
+    relations = [p["relation"] for p in Model.load(folder).manifest["parents"]]
+    assert relations == ["qat 15 epochs", "export onnx", "quantise auto"]
+    kinds = {n.op_type for n in onnx.load(str(folder / "model.onnx")).graph.node}
+    assert kinds & {"MatMulInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QLinearMatMul"}, kinds
+
+
+def test_tags_learn_with_8_bits_from_their_own_truths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An output that no teacher is asked about; and a language model, which is sent elsewhere."""
+    from modelyard import registry
+    from modelyard.testing import toy_data
+
+    data = toy_data(registry.load("tasks", "token-classification").TASK.toy(120, 0))
+    monkeypatch.chdir(tmp_path)
+    settings: dict[str, Any] = {"data": data.path, "task": "token-classification", "quiet": True, "train.seed": 1}
+    modelyard.train(name="tags", **{"train.epochs": 2}, **settings)
+    found = modelyard.compress("runs/tags-0001", **{"compress.stages": [{"qat": {"epochs": 1}}], "compress.favour": "size", "compress.max_loss": 1}, **settings)
+    assert found.stages[1].get("value") is not None and "why" not in found.stages[1], found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import urllib.request
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 import modelyard
 from modelyard.errors import ArtefactError, Unsupported
+from modelyard.runtime.answers import compare
 from modelyard.runtime.model import Model
 
 torch = pytest.importorskip("torch", reason="nets need the extra 'train'")
@@ -21,7 +24,7 @@ from modelyard.verbs.compress import weight_only  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
-WORDS = ("one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen").split()
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"]
 
 
 @pytest.mark.parametrize(("form", "theirs"), [("int8", "Q8_0"), ("int4", "Q4_0")])
@@ -85,24 +88,22 @@ def test_the_packed_product_is_the_product_with_the_unpacked_matrix() -> None:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small language model that counts on."""
-    import contextlib
-
     folder: Path = tmp_path_factory.mktemp("words")
     draw = np.random.default_rng(0)
     starts = draw.integers(0, len(WORDS) - 4, 200)
     lines = [{"prompt": f"{WORDS[s]} {WORDS[s + 1]} ", "completion": f"{WORDS[s + 2]} {WORDS[s + 3]}"} for s in starts]
     (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines), encoding="utf-8")
     model = {"name": "causal", "width": 64, "layers": 2, "heads": 2, "context": 64, "tokenizer": "bytes", "vocabulary": 300}
+    settings = {"train.epochs": 20, "train.lr": 5e-3, "train.seed": 1}
     with contextlib.chdir(folder):
-        modelyard.train(data="rows.jsonl", task="text-generation", model=model, name="words", quiet=True, **{"train.epochs": 6, "train.lr": 5e-3, "train.seed": 1})
+        modelyard.train(data="rows.jsonl", task="text-generation", model=model, name="words", quiet=True, **settings)
     return folder
 
 
-def small(place: Path, form: str, **more: Any) -> Any:
-    import contextlib
-
+@functools.cache
+def small(place: Path, form: str) -> Any:
     with contextlib.chdir(place):
-        settings = {"compress.stages": [{"weight-only": {"form": form}}], "compress.favour": "size", "compress.max_loss": 0.2, **more}
+        settings = {"compress.stages": [{"weight-only": {"form": form}}], "compress.favour": "size", "compress.max_loss": 0.2}
         return modelyard.compress("runs/words-0001", data="rows.jsonl", task="text-generation", quiet=True, **settings)
 
 
@@ -118,13 +119,14 @@ def test_a_language_model_is_smaller_says_so_and_is_served(place: Path, form: st
     model = Model.load(folder)
     assert model.parity is not None and model.parity.ok and model.manifest["model"]["weights"]["form"] == form
     assert model.manifest["model"]["program"] == Model.load(place / "runs/words-0001/model").manifest["model"]["program"]
-    assert (folder / "quantised.safetensors").is_file() and not (folder / "model.safetensors").exists() and form in (folder / "README.md").read_text(encoding="utf-8")
+    assert (folder / "quantised.safetensors").is_file() and not (folder / "model.safetensors").exists()
+    assert f"matrices in {form}" in (folder / "README.md").read_text(encoding="utf-8")
     with modelyard.serve(str(folder)) as server:
-        body = json.dumps({"model": "words", "prompt": "three four ", "max_tokens": 6, "temperature": 0}).encode()
+        body = json.dumps({"model": "words", "prompt": "three four ", "max_tokens": 16, "temperature": 0}).encode()
         asked = urllib.request.Request(f"{server.url}/v1/completions", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(asked) as response:
             said = json.load(response)["choices"][0]["text"]
-    assert "five six".startswith(said.strip()[:8]) and said.strip()
+    assert said.strip() == "five six"
 
 
 def test_others_find_no_weights_and_exports_make_them_whole(place: Path, tmp_path: Path) -> None:
@@ -133,8 +135,10 @@ def test_others_find_no_weights_and_exports_make_them_whole(place: Path, tmp_pat
     folder = place / small(place, "int4").model
     made = export(folder, "safetensors", into=tmp_path / "whole")
     exported, packed = Model.load(made.folder), Model.load(folder)
-    assert made.parity["rows"] > 0 and "weights" not in exported.manifest["model"] and "quantised" not in (Path(made.folder) / "README.md").read_text(encoding="utf-8")
-    assert exported.predict(packed.examples).to_json() == packed.predict(packed.examples).to_json()
+    assert made.parity["rows"] > 0 and "weights" not in exported.manifest["model"]
+    assert "quantised" not in (Path(made.folder) / "README.md").read_text(encoding="utf-8")
+    same = compare(exported.predict(packed.examples), packed.predict(packed.examples), {})
+    assert same.ok and same.ties == 0
     with pytest.raises(Unsupported, match="packed already"):
         weight_only.apply(None, packed, weight_only.Config(), tmp_path / "again")  # type: ignore[arg-type]
     damaged = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["model"]["weights"] | {"matrices": {"model.nothing.weight": "int4"}}

@@ -107,7 +107,7 @@ def product(parts: Mapping[str, np.ndarray], rows: int, columns: int) -> Any:
     import onnxruntime as ort
     from onnx import TensorProto, helper, numpy_helper
 
-    options = {"K": columns, "N": rows, "bits": 4, "block_size": BLOCK, "accuracy_level": 1}
+    options: dict[str, Any] = {"K": columns, "N": rows, "bits": 4, "block_size": BLOCK, "accuracy_level": 1}
     node = helper.make_node("MatMulNBits", ["x", "codes", "scales"], ["y"], domain="com.microsoft", **options)
     held = [numpy_helper.from_array(parts["codes"], "codes"), numpy_helper.from_array(parts["scales"].astype(np.float32).reshape(rows, -1), "scales")]
     ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", width])] for name, width in (("x", columns), ("y", rows))]
@@ -148,8 +148,8 @@ def restore(network: nn.Module, arrays: Mapping[str, np.ndarray], told: Mapping[
         setattr(network.get_submodule(owner), last, Packed(parts, (linear.out_features, linear.in_features), bias))  # type: ignore[arg-type]
 
 
-def whole(network: nn.Module) -> nn.Module:
-    """The network with plain layers in place of packed ones: what exports read."""
+def whole(network: Any) -> Any:
+    """The network (`nn.Module`) with plain layers in place of packed ones: what exports read."""
     for name, module in list(network.named_modules()):
         if isinstance(module, Packed):
             layer = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)

@@ -124,7 +124,7 @@ def learn(
     if undo is not None:
         undo()
     network.eval()
-    stored = network.stored() if hasattr(network, "stored") else network.state_dict()
+    stored = network.stored() if hasattr(network, "stored") else network.state_dict()  # type: ignore[operator]
     state = {k: v.detach().contiguous().numpy() for k, v in stored.items()}
     facts = {"parents": [{"version": work.teacher.version, "relation": relation}], "seed": config.seed}
     beside = fit_net.beside(network, pipeline) or None

@@ -60,7 +60,8 @@ def packed(model: Model, network: torch.nn.Module, config: Config, target: Path)
     from modelyard.verbs.train.card import card
     from modelyard.verbs.train.save import answered, write_examples
 
-    arrays, named = {}, matrices(network, config)
+    arrays: dict[str, np.ndarray] = {}
+    named = matrices(network, config)
     for name, tensor in network.state_dict().items():
         if name == "lm_head.weight" and getattr(network.config, "tied", False):
             continue
@@ -100,7 +101,7 @@ def matrices(network: torch.nn.Module, config: Config) -> dict[str, str]:
     """Form of each matrix that is packed, by the name of its parameter; a tied last matrix is the table of embeddings."""
     import torch
 
-    found = {f"{n}.weight": config.form for n, m in network.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
+    found: dict[str, str] = {f"{n}.weight": config.form for n, m in network.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
     if config.embeddings != "float32":
         found["model.embed_tokens.weight"] = config.embeddings
         if not getattr(network.config, "tied", False):

@@ -10,7 +10,6 @@ from modelyard.errors import Unsupported
 from modelyard.runtime.model import Model
 from modelyard.verbs.export import onnx
 
-
 RUNS = "LiteRT reads a .tflite file"
 
 

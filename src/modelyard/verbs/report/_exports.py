@@ -19,7 +19,7 @@ def exports(data: Mapping[str, Any], say: Say) -> str:
     entries = sorted(data["entries"], key=lambda e: (not e["one"], not e["bytes"]))
     room = min(150.0, max(width_of(e["name"], 12) for e in entries) + 4)
     each = (WIDTH - room - 24) / 3
-    panels = [
+    panels: list[tuple[str, list[tuple[float, float | None, float | None] | None]]] = [
         (say("exports_size"), [(e["bytes"] / 1e6, None, None) if e["bytes"] else None for e in entries]),
         (say("exports_one"), [_times(e["one"]) for e in entries]),
         (f"{say('exports_many')} {data['batch']:,}", [_rates(e["batch"]) for e in entries]),
@@ -41,8 +41,8 @@ def exports(data: Mapping[str, Any], say: Say) -> str:
         scale = (each - 58) / most  # the number stands behind the bar
         body.append(text(left, 38, title, size=12, opacity=0.8, room=each))
         body.append(line(left, top, left, bottom, opacity=0.5))
-        for t in ticks(0, most, 3):
-            body += [line(left + t * scale, top, left + t * scale, bottom, opacity=0.13), text(left + t * scale, bottom + 13, number(t), anchor="middle", size=11, opacity=0.8)]
+        for x, t in ((left + t * scale, t) for t in ticks(0, most, 3)):
+            body += [line(x, top, x, bottom, opacity=0.13), text(x, bottom + 13, number(t), anchor="middle", size=11, opacity=0.8)]
         for i, value in enumerate(values):
             if value is None:
                 continue
@@ -51,8 +51,12 @@ def exports(data: Mapping[str, Any], say: Say) -> str:
             if low is not None and high is not None:
                 body.append(line(left + low * scale, y + 11, left + high * scale, y + 11, width=2))
             body.append(text(left + (high or middle) * scale + 4, y + 15, number(middle, 3), size=12))
-    told = "; ".join(f"{e['name']}: " + (e["refused"]["reason"] if e["refused"] else f"{number(e['bytes'] / 1e6)} MB, {number(e['one']['median'])} ms") for e in entries)
+    told = "; ".join(f"{e['name']}: {_told(e)}" for e in entries)
     return document(say("exports"), told, body, WIDTH, after + HIGH * sum(not e["bytes"] for e in entries))
+
+
+def _told(entry: Mapping[str, Any]) -> str:
+    return str(entry["refused"]["reason"]) if entry["refused"] else f"{number(entry['bytes'] / 1e6)} MB, {number(entry['one']['median'])} ms"
 
 
 def _times(found: Mapping[str, Any] | None) -> tuple[float, float, float] | None:
