@@ -276,35 +276,21 @@ def test_grids_are_those_of_the_quantiser_and_gradients_pass() -> None:
 
 
 def test_a_net_that_int8_harms_learns_to_live_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One scale for a whole matrix, and inputs with far outliers: what a rounding afterwards loses, learning with it wins back for the most part."""
+    """One scale for a whole matrix: what a rounding afterwards loses, learning with it wins back for the most part."""
     monkeypatch.chdir(tmp_path)
-    draw = np.random.default_rng(0)
-    x = draw.normal(size=(900, 5))
-    x[:, 4] = draw.lognormal(0, 1.5, size=900)
-    y = np.sin(2 * x[:, 0]) * x[:, 1] + 0.5 * x[:, 2] ** 2 + np.log(x[:, 4])
-    pl.DataFrame({**{f"x{i}": x[:, i] for i in range(5)}, "y": y}).write_csv("rows.csv")
+    x = np.random.default_rng(0).normal(size=(1200, 3))
+    y = x[:, 0] * x[:, 1] + np.sin(2 * x[:, 2])
+    pl.DataFrame({**{f"x{i}": x[:, i] for i in range(3)}, "y": y}).write_csv("rows.csv")
     settings: dict[str, Any] = {"data": "rows.csv", "target": "y", "quiet": True, "train.seed": 1}
-    modelyard.train(model={"name": "mlp", "hidden": [48, 48], "numbers": "plain"}, name="far", **{"train.epochs": 40}, **settings)
-    stages = [{"quantise": {"per_channel": False}}, {"qat": {"per_channel": False, "epochs": 15}}]
-    found = modelyard.compress("runs/far-0001", **{"compress.stages": stages, "compress.favour": "size", "compress.max_loss": 0.01}, **settings)
+    asked = {"train.epochs": 60, "train.lr": 5e-3, "train.batch": 64}
+    modelyard.train(model={"name": "mlp", "hidden": [32, 32, 32], "numbers": "plain"}, name="exact", **asked, **settings)
+    stages = [{"quantise": {"per_channel": False}}, {"qat": {"per_channel": False, "epochs": 20, "rate": 0.05}}]
+    found = modelyard.compress("runs/exact-0001", **{"compress.stages": stages, "compress.favour": "size", "compress.max_loss": 0.006}, **settings)
     whole, after, learnt = (s["value"] for s in found.stages)
-    assert after > 1.01 * whole and not found.stages[1]["accepted"], found  # rmse
+    assert after > 1.006 * whole and not found.stages[1]["accepted"], found  # rmse
     assert learnt - whole < 0.5 * (after - whole) and found.stages[2]["accepted"], found
     folder = Path(found.model)
     relations = [p["relation"] for p in Model.load(folder).manifest["parents"]]
-    assert relations == ["qat 15 epochs", "export onnx", "quantise auto"]
+    assert relations == ["qat 20 epochs", "export onnx", "quantise auto"]
     kinds = {n.op_type for n in onnx.load(str(folder / "model.onnx")).graph.node}
     assert kinds & {"MatMulInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QLinearMatMul"}, kinds
-
-
-def test_tags_learn_with_8_bits_from_their_own_truths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An output that no teacher is asked about; and a language model, which is sent elsewhere."""
-    from modelyard import registry
-    from modelyard.testing import toy_data
-
-    data = toy_data(registry.load("tasks", "token-classification").TASK.toy(120, 0))
-    monkeypatch.chdir(tmp_path)
-    settings: dict[str, Any] = {"data": data.path, "task": "token-classification", "quiet": True, "train.seed": 1}
-    modelyard.train(name="tags", **{"train.epochs": 2}, **settings)
-    found = modelyard.compress("runs/tags-0001", **{"compress.stages": [{"qat": {"epochs": 1}}], "compress.favour": "size", "compress.max_loss": 1}, **settings)
-    assert found.stages[1].get("value") is not None and "why" not in found.stages[1], found

@@ -143,9 +143,9 @@ def restore(network: nn.Module, arrays: Mapping[str, np.ndarray], told: Mapping[
         raise ArtefactError(f"the packed weights do not fit the network: {' '.join(str(error).split())[:300]}") from None
     for name, parts in kept.items():
         owner, _, last = name.removesuffix(".weight").rpartition(".")
-        linear = network.get_submodule(f"{owner}.{last}")
+        linear: Any = network.get_submodule(f"{owner}.{last}")
         bias = linear.bias.detach() if linear.bias is not None else None
-        setattr(network.get_submodule(owner), last, Packed(parts, (linear.out_features, linear.in_features), bias))  # type: ignore[arg-type]
+        setattr(network.get_submodule(owner), last, Packed(parts, (linear.out_features, linear.in_features), bias))
 
 
 def whole(network: Any) -> Any:

@@ -1,5 +1,5 @@
-"""Teaches a smaller model the answers of the one that came in: labels by a temperature (`losses/distillation.py`), numbers by the mean of its value and the
-row's own, sets of labels by its probabilities. The teacher may be anything that answers: a net, trees, an ensemble.
+"""Teaches a smaller model the answers of the one that came in: labels by a temperature (`losses/distillation.py`), numbers by its value and sets of
+labels by its probabilities, each with a share of the row's own. The teacher may be anything that answers: a net, trees, an ensemble.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _target(head: Head, teacher: np.ndarray, own: Mapping[str, Array], config: C
         share = 1 / (1 + np.exp(-teacher.astype(np.float64)))
         return (config.alpha * share + (1 - config.alpha) * np.asarray(own[f"{head.output}.multi_hot"], np.float64)).astype(np.float32)
     value = np.asarray(own[f"{head.output}.value"], np.float64).reshape(-1)
-    return ((teacher.astype(np.float64).reshape(-1) + value) / 2).astype(np.float32)
+    return (config.alpha * teacher.astype(np.float64).reshape(-1) + (1 - config.alpha) * value).astype(np.float32)
 
 
 def _estimator(work: Work, bound: Bound, choice: Any, config: Config, target: Path) -> Path:

@@ -37,11 +37,12 @@ class Config:
 
     epochs: Annotated[int, Between(1)] | None = None
     """Of learning with rounded numbers; without it a third of the family's."""
-    rate: Annotated[float, Between(0.001, 1)] = 0.2
+    rate: Annotated[float, Between(0.001, 1)] = 0.1
     """Share of the family's learning rate."""
     temperature: Annotated[float, Between(0.1, 20)] = 2.0
-    alpha: Annotated[float, Between(0, 1)] = 0.7
-    """Weight of the first model's answer beside the row's own label; outputs that are not distilled (tags, texts) learn their own truths."""
+    alpha: Annotated[float, Between(0, 1)] = 1.0
+    """Weight of the first model's answer beside the row's own. 1: only the rounding is to be mended, and rows that the net knows are not learnt further.
+    Outputs that are not distilled (tags, texts) learn their own truths."""
     how: Literal["auto", "dynamic", "static"] = "auto"
     """As in `quantise`."""
     rows: Annotated[int, Between(1, 100_000)] = 256
@@ -88,7 +89,7 @@ def after(work: Work, model: Model, config: Config, target: Path) -> Path:
 
 def rounded(network: torch.nn.Module, per_channel: bool = True) -> Callable[[], None]:
     """Makes every matrix, convolution and table of embeddings compute with numbers as int8 holds them; returns what takes that away, the weights
-    being the ones that learnt."""
+    being the ones that learnt. Dropout is off meanwhile."""
     import torch
     from torch.nn.utils import parametrize
 
@@ -109,7 +110,16 @@ def rounded(network: torch.nn.Module, per_channel: bool = True) -> Callable[[], 
         if not isinstance(module, torch.nn.Embedding | torch.nn.MultiheadAttention):
             hooks.append(module.register_forward_pre_hook(lambda _, given: (in_range(given[0]), *given[1:])))
 
+    # rounding is noise enough: with its dropout of 0.1 a net that predicts numbers drifted from an rmse of 0.229 to 0.299 while it learnt its own answers
+    drops: list[tuple[Any, str]] = [(m, "p") for m in network.modules() if isinstance(m, torch.nn.Dropout)]
+    drops += [(m, "dropout") for m in network.modules() if isinstance(getattr(m, "dropout", None), float)]
+    shares = [getattr(m, name) for m, name in drops]
+    for module, name in drops:
+        setattr(module, name, 0.0)
+
     def undo() -> None:
+        for (module, name), share in zip(drops, shares, strict=True):
+            setattr(module, name, share)
         for hook in hooks:
             hook.remove()
         for module, name in changed:

@@ -157,7 +157,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "exports_note": (
         "Medians of {rounds} or more rounds in which all took their turn, with 95 % intervals; the whole way from rows to answers, on this machine. "
         "Parity: answers to the stored examples agree where labels are equal (or tied within rounding) and scores and scaled numbers differ by at most {rule}.",
-        "所有形式轮流计时，至少 {rounds} 轮，给出中位数与 95% 区间；从原始行到回答的全过程，在本机测得。一致性规则：对存储样例的回答，标签相同（或在舍入误差内并列），得分与标准化数值相差不超过 {rule}。",
+        "所有形式轮流计时，至少 {rounds} 轮，给出中位数与 95% 区间；从原始行到回答的全过程，在本机测得。"
+        "一致性规则：对存储样例的回答，标签相同（或在舍入误差内并列），得分与标准化数值相差不超过 {rule}。",
     ),
     "export_form": ("Form", "形式"),
     "exports_left": ("Refused, or not run here", "被拒绝或此处不运行的形式"),
