@@ -113,13 +113,13 @@ def light(model: Model, target: Path, trust_code: bool = False) -> dict[str, Any
     return prove(Model.load(target))
 
 
-def replayed(model: Model, graphs: Mapping[str, Graph], backend: str) -> dict[str, Any]:
-    """`prove` of the model with other graphs: what a form does that is no model folder."""
+def replayed(model: Model, graphs: Mapping[str, Graph], backend: str) -> Model:
+    """The model with other graphs, its stored examples answered: what a form is that is no model folder. To be proven by `prove`."""
     from dataclasses import replace
 
     exported = replace(model, graphs=dict(graphs), backend=backend, parity=None)
     exported.parity = exported.replay()
-    return prove(exported)
+    return exported
 
 
 def _listed(model: Model, target: Path, form: str, found: dict[str, Any]) -> Exported:
