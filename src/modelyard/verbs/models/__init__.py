@@ -8,7 +8,8 @@ modelyard predict models:/churn@champion data=new.csv
 
 Also: alias NAME VERSION ALIAS, history NAME, pull NAME[@ALIAS] out=FOLDER, verify [NAME] [trust=FILE], gc [keep=5] [apply=true],
 keygen out=FILE [for=encryption], sign FOLDER key=FILE, encrypt FOLDER out=FOLDER, decrypt FOLDER out=FOLDER, rewrap FOLDER, backup out=FOLDER,
-restore FOLDER. The registry is the folder `registry`, or where `path=` or MODELYARD_REGISTRY say.
+restore FOLDER. The registry is the folder `registry`, or where `path=` or MODELYARD_REGISTRY say: another folder, or postgresql://… for many
+machines, whose model folders MODELYARD_STORE then places (s3://BUCKET/PREFIX).
 """
 
 from __future__ import annotations
@@ -87,11 +88,11 @@ def _register(registry: Registry, args: list[str], values: dict[str, Any]) -> To
     key = Path(str(values["key"])) if "key" in values else None
     encrypt = _flag(values, "encrypt")
     found = registry.register(model_folder(args[0] if args else None, Path("runs")), _text(values.get("name")), key, encrypt)
-    return Told(f"{found.name} {found.number} is registered in {registry.place}", [asdict(found)], folder=str(registry.folder(found)))
+    return Told(f"{found.name} {found.number} is registered in {registry.told}", [asdict(found)], folder=str(registry.folder(found)))
 
 
 def _list(registry: Registry, args: list[str], values: dict[str, Any]) -> Told:
-    if not (registry.place / "registry.sqlite").is_file():
+    if not registry.records.there():
         return Told("")
     return Told("", [asdict(v) for v in registry.versions(args[0] if args else None)])
 
@@ -171,7 +172,7 @@ def _verify(registry: Registry, args: list[str], values: dict[str, Any]) -> Told
     if problems:
         from modelyard.errors import ArtefactError, Problem
 
-        raise ArtefactError(f"{len(problems)} problem(s) in {registry.place}", [Problem(p) for p in problems])
+        raise ArtefactError(f"{len(problems)} problem(s) in {registry.told}", [Problem(p) for p in problems])
     count = len(registry.versions(args[0] if args else None))
     return Told(f"{count} version(s) are whole" + (f" and signed by a key of {trusted}" if trusted else ""))
 
@@ -207,6 +208,7 @@ def _sign(registry: Registry, args: list[str], values: dict[str, Any]) -> Told:
         raise UsageError("sign needs key=FILE; make one with: modelyard models keygen")
     folder = model_folder(args[0], Path("runs"))
     number = signature.sign(folder, Path(str(values["key"])))
+    _changed(args[0])
     return Told(f"{folder} is signed by {number}", folder=str(folder))
 
 
@@ -234,7 +236,17 @@ def _rewrap(registry: Registry, args: list[str], values: dict[str, Any]) -> Told
 
     folder = model_folder(args[0], Path("runs"))
     before, number = sealed.rewrap(folder)
+    _changed(args[0])
     return Told(f"{folder} opens with the key {number} now (was {before})", folder=str(folder))
+
+
+def _changed(reference: str) -> None:
+    """A registry in a database keeps what was added to a folder of its own."""
+    from modelyard.store.registry import REFERENCE, Registry
+
+    if (match := REFERENCE.fullmatch(reference)) is not None:
+        registry = Registry()
+        registry.changed(registry.get(match[1], match[2] or match[3]))
 
 
 def _out(command: str, values: dict[str, Any]) -> Path:
@@ -256,7 +268,7 @@ def _restore(registry: Registry, args: list[str], values: dict[str, Any]) -> Tol
     from modelyard.store import backup
 
     count = backup.restore(args[0], registry)
-    return Told(f"{count} version(s) are restored in {registry.place}, every file checked", folder=str(registry.place))
+    return Told(f"{count} version(s) are restored in {registry.told}, every file checked", folder=str(registry.place))
 
 
 def _named(registry: Registry, args: list[str]) -> Version:
