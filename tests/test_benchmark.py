@@ -1,10 +1,10 @@
-"""Exports side by side: what is measured against what it is defined by, refusals with their reasons, and the page."""
+"""Forms of a model side by side: what is measured is what runs, what cannot be had is listed, what answers otherwise is seen."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import time
+import re
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -12,120 +12,86 @@ import numpy as np
 import polars as pl
 import pytest
 
+pytest.importorskip("torch", reason="nets need the extra 'train'")
+
 import modelyard
-from modelyard.errors import ConfigError, ParityError, Unsupported
-from modelyard.runtime.answers import Parity
-from modelyard.verbs.benchmark import _contenders, _measure
+from modelyard.errors import ConfigError, Unsupported
+from modelyard.runtime.model import Model
+from modelyard.verbs.benchmark._compare import taken
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # of torch's exporter
-
-QUICK = {"benchmark.seconds": 0.05, "quiet": True}
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # torch's exporter
+FAST: dict[str, Any] = {"benchmark.seconds": 0.1, "benchmark.batch": 16, "quiet": True}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs `line` (an estimator, two classes), `net` (torch, a number) and `pair` (two outputs)."""
     folder: Path = tmp_path_factory.mktemp("benchmark")
-    draw = np.random.default_rng(0)
-    a, b = draw.normal(size=(2, 240))
-    rows = pl.DataFrame({"a": a, "b": b, "y": np.where(a + 0.3 * b > 0, "yes", "no"), "z": a - b})
-    rows.write_csv(folder / "rows.csv")
-    rows.drop("z").write_csv(folder / "yes.csv")
-    with contextlib.chdir(folder):
-        modelyard.train(data="yes.csv", target="y", model="linear", name="line", quiet=True)
-        modelyard.train(data="yes.csv", target="y", model="trees", name="trees", quiet=True, **{"model.trees": 5})
-        outputs = {"data.outputs": {"y": "category", "z": "number"}}
-        modelyard.train(data="rows.csv", name="pair", model="mlp", quiet=True, **{"train.epochs": 2, **outputs})
+    x = np.random.default_rng(0).normal(size=(400, 3))
+    frame = pl.DataFrame({**{f"n{i}": x[:, i] for i in range(3)}, "y": np.where(x[:, 0] + 0.5 * np.random.default_rng(1).normal(size=400) > 0, "yes", "no")})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        frame.write_csv("rows.csv")
+        for name, model in (("net", {"name": "mlp", "hidden": [16], "numbers": "plain"}), ("line", "linear")):
+            modelyard.train(data="rows.csv", target="y", model=model, name=name, quiet=True, **({"train.epochs": 3} if name == "net" else {}))
+        modelyard.train(data=frame.drop("n2"), target="y", model="linear", name="less", quiet=True)
+        modelyard.train(data=frame.rename({"y": "z"}), target="z", model="linear", name="other", quiet=True)
     return folder
 
 
-def test_medians_have_the_interval_of_order_statistics() -> None:
-    """The largest coverage at or above 95 % that leaves out as much as it may, by scipy's binomial; below six rounds the extremes."""
-    binomial = pytest.importorskip("scipy.stats").binom
-    for count in (5, 6, 9, 25, 100, 501):
-        low, high = _measure.interval(count)
-        assert high == count - 1 - low
-        cover = binomial.cdf(high, count, 0.5) - binomial.cdf(low, count, 0.5)  # P(low + 1 <= values below <= high)
-        tighter = binomial.cdf(high - 1, count, 0.5) - binomial.cdf(low + 1, count, 0.5)
-        assert (cover >= 0.95 or count < 6) and tighter < 0.95
-    low, high = _measure.interval(40)
-    ordered = np.sort(np.random.default_rng(0).lognormal(size=(5000, 40)), axis=1)
-    assert 0.945 < ((ordered[:, low] <= 1) & (ordered[:, high] >= 1)).mean() < 0.98
+def test_every_form_is_measured_or_has_its_reason(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    found = modelyard.benchmark("runs/net-0001", **FAST)
+    by_form = {f["form"]: f for f in found.forms}
+    assert next(iter(by_form)) == "model" and {"onnx", "torch-export", "litert", "triton", "docker", "gguf"} <= set(by_form)
+    assert by_form["gguf"]["why"] == "never" and by_form["litert"]["why"] == "not yet" and by_form["docker"]["why"] == "files"
+    test = json.loads(Path("runs/net-0001/metrics.json").read_text(encoding="utf-8"))["test"][found.metric]
+    for form in ("model", "onnx", "torch-export"):
+        f = by_form[form]
+        assert f["value"]["value"] == pytest.approx(test["value"], abs=1e-9) and f["differing"] == 0 and f["largest"] <= 1e-5
+        for times in (f["milliseconds"], f["rows_per_second"]):
+            assert 0 < times["low"] <= times["median"] <= times["high"]
+    assert by_form["onnx"]["backend"] == "onnx" and by_form["onnx"]["bytes"] > 1000 and not Path("runs/net-0001/exports").exists()
+    kept = json.loads(Path("runs/net-0001/benchmark.json").read_text(encoding="utf-8"))
+    assert kept["forms"] == found.to_json()["forms"] and kept["better"] == "higher"
+    assert "onnx" in str(found) and "never: GGUF" in str(found)
 
 
-def test_work_takes_turns_and_slow_work_is_found_slow() -> None:
-    order: list[str] = []
-
-    def work(name: str, seconds: float) -> Any:
-        def go() -> None:
-            order.append(name)
-            time.sleep(seconds)
-
-        return go
-
-    found = _measure.rounds({"quick": work("quick", 0.001), "slow": work("slow", 0.004)}, 0.03)
-    assert len(found["quick"]) == len(found["slow"]) >= _measure.ROUNDS
-    turns = [tuple(order[i : i + 2]) for i in range(2, len(order), 2)]
-    assert set(turns) == {("quick", "slow"), ("slow", "quick")}
-    told = _measure.summary(found["slow"], found["quick"])
-    assert told["low"] <= told["median"] <= told["high"] and told["share"] > 2 and told["median"] >= 4.0
+def test_other_models_stand_beside_it_with_what_they_answer_otherwise(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    more = {"benchmark.forms": ["onnx"], "benchmark.models": ["runs/line-0001", "runs/less-0001"], "benchmark.metric": "accuracy"}
+    found = modelyard.benchmark("runs/net-0001", **more, **FAST)
+    own, onnx, line, less = found.forms
+    assert line["form"] == "runs/line-0001" and line["version"] == Model.load("runs/line-0001/model").version
+    assert line["differing"] > 0 == onnx["differing"] and less["value"]["value"] != own["value"]["value"]
+    with pytest.raises(Unsupported, match="answers"):
+        modelyard.benchmark("runs/net-0001", **{**more, "benchmark.models": ["runs/other-0001"]}, **FAST)
+    with pytest.raises(ConfigError, match="1 mistake"):
+        modelyard.benchmark("runs/net-0001", **{"benchmark.forms": ["onxx"]}, **FAST)
 
 
-def test_every_form_is_measured_or_refused_with_its_reason(place: Path) -> None:
-    with contextlib.chdir(place):
-        found = modelyard.benchmark("runs/line-0001", **{"benchmark.beside": ["trees-0001"], "benchmark.batch": 32, **QUICK})
-    entries = {e["name"]: e for e in found.entries}
-    assert next(iter(entries)) == "model" and {"onnx", "docker", "gguf", "torch-export", "litert", "trees-0001"} <= set(entries)
-    for name, e in entries.items():
-        assert bool(e["one"]) != bool(e["refused"]), name
-        if e["refused"]:
-            assert e["refused"]["why"] in ("use", "never", "needs", "not yet") and len(e["refused"]["reason"]) > 20
-        else:
-            assert e["bytes"] > 1000 and e["batch"]["rows"] == 32 and e["batch"]["rows_per_second"] == pytest.approx(32e3 / e["batch"]["median"])
-            assert e["metrics"]["accuracy"]["low"] <= e["metrics"]["accuracy"]["value"] <= e["metrics"]["accuracy"]["high"]
-    assert entries["onnx"]["parity"]["max_difference"] <= 1e-5 and not entries["onnx"]["parity"].get("differing")
-    assert entries["trees-0001"]["what"] == "another model" and entries["trees-0001"]["parity"]["max_difference"] > 1e-3
-    assert entries["model"]["metrics"] == entries["onnx"]["metrics"] and entries["model"]["one"]["share"] == 1
-    run = json.loads((place / "runs/line-0001/run.json").read_text(encoding="utf-8"))
-    assert run["state"] == "finished"  # the run itself is as it was
-    with contextlib.chdir(place):
-        folder = Path(found.data).parent
-        assert json.loads(Path(found.data).read_text(encoding="utf-8"))["entries"] == json.loads(json.dumps(found.entries))
-        page = Path(found.report).read_text(encoding="utf-8")
-        assert "Exports side by side" in page and "llama.cpp" not in page.partition("Refused, or not run here")[0].partition("<table>")[2]
-        assert (folder / "plots/exports.svg").is_file() and not list((place / "runs/line-0001").glob(".benchmark*"))
-        assert str(found).count("\n") == len(entries)
-        again = modelyard.benchmark("runs/line-0001", exports=["onnx"], **{"data": "yes.csv", **QUICK})
-        assert Path(again.report).parent.name == "benchmark-2" and [e["name"] for e in again.entries] == ["model", "onnx"]
+def test_new_rows_judge_too_and_the_page_reads_in_chinese(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    pl.read_csv("rows.csv").head(120).with_columns(y=pl.lit("yes")).write_csv("new.csv")
+    found = modelyard.benchmark("runs/line-0001", data="new.csv", lang="zh", **{"benchmark.metric": "accuracy", "benchmark.forms": ["onnx"]}, **FAST)
+    said = Model.load("runs/line-0001/model").predict(pl.read_csv("new.csv"))["y"].to_list()
+    assert found.rows == 120 and found.forms[0]["value"]["value"] == pytest.approx(said.count("yes") / 120)
+    page = Path(found.report).read_text(encoding="utf-8")
+    assert found.report.endswith("benchmark.zh.html") and "各形式对比" in page and "<svg" in page and not re.search(r"<script|https?://(?!www\.w3\.org)", page)
 
 
-def test_several_outputs_and_a_torch_net(place: Path) -> None:
-    with contextlib.chdir(place):
-        found = modelyard.benchmark("runs/pair-0001", exports=["onnx", "torch-export", "triton"], **QUICK)
-    for e in found.entries:
-        assert e["refused"] is None and len(e["metrics"]) == 2 and all("." in m for m in e["metrics"])
-    values = [[m["value"] for m in e["metrics"].values()] for e in found.entries]
-    assert np.allclose(values, values[0], atol=1e-6)
+def test_the_interval_is_that_of_a_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 101 times the ones at places 41 and 61 hold the median of any continuous distribution as often as a binomial count of halves lies between."""
+    clock, times, hits = [0.0], np.random.default_rng(1).exponential(size=(400, 102)), 0
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("modelyard.verbs.benchmark._compare.FEWEST", 101)
+    for row in times:
+        left = iter(row.tolist())
 
+        def work(left: Any = left) -> None:
+            clock[0] += next(left)
 
-def test_an_export_that_answers_otherwise_is_told_and_not_timed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from modelyard.verbs import export as exports
-
-    def differs(*_: Any, **__: Any) -> Any:
-        raise ParityError("2 of 9 stored examples are answered differently by onnx", [], Parity(9, 0.25, 0, [1, 2]))
-
-    monkeypatch.setattr(exports, "export", differs)
-    with contextlib.chdir(place):
-        found = modelyard.benchmark("runs/line-0001", exports=["onnx"], **QUICK)
-    (entry,) = [e for e in found.entries if e["name"] == "onnx"]
-    assert entry["one"] is None and entry["refused"]["why"] == "parity" and entry["parity"]["max_difference"] == 0.25
-    assert "2 of 9" in str(found) and "2 of 9" in (place / found.report).read_text(encoding="utf-8")
-
-
-def test_what_does_not_fit_is_refused(place: Path) -> None:
-    with contextlib.chdir(place):
-        with pytest.raises(ConfigError, match="2 form"):
-            modelyard.benchmark("runs/line-0001", exports=["onnxx", "pickle"], **QUICK)
-        with pytest.raises(Unsupported, match="same outputs"):
-            modelyard.benchmark("runs/line-0001", exports=["onnx"], **{"benchmark.beside": ["pair-0001"], **QUICK})
-    assert _contenders.entry("x", "export")["bytes"] == 0
+        found = taken([work], 0.0)[0]
+        assert (found["low"], found["median"], found["high"]) == pytest.approx(tuple(np.sort(row[1:])[[40, 50, 60]]))
+        hits += found["low"] <= np.log(2) <= found["high"]
+    exact = sum(comb(101, k) for k in range(41, 61)) / 2**101
+    assert abs(hits / 400 - exact) < 0.035 and 0.94 < exact < 0.97

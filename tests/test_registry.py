@@ -22,6 +22,7 @@ from modelyard import cli
 from modelyard.errors import ArtefactError, UsageError
 from modelyard.runtime.model import Model
 from modelyard.store import atomic, backup, signature
+from modelyard.store.place import place_of
 from modelyard.store.registry import Registry, resolve
 from modelyard.verbs.models import worse
 
@@ -312,4 +313,4 @@ def test_a_damaged_version_is_not_backed_up(registry: Registry, tmp_path: Path) 
         backup.backup(registry, str(tmp_path / "b"))
     for wrong in ("s3://", "ftp://x/y"):
         with pytest.raises(UsageError):
-            backup.place_of(wrong)
+            place_of(wrong)

@@ -57,8 +57,7 @@ _PLACES = {
     "serve": "modelyard.verbs.serve:serve",  # a context manager: the verb itself would not return
 }
 _VERBS = (
-    "benchmark", "chat", "check", "compress", "doctor", "evaluate", "export", "init", "plan", "predict", "prepare", "report", "run", "runs", "train",
-    "tune",
+    "benchmark", "chat", "check", "compress", "doctor", "evaluate", "export", "init", "plan", "predict", "prepare", "report", "run", "runs", "train", "tune",
 )  # fmt: skip
 
 

@@ -1,7 +1,10 @@
-"""Versions of models in one place: a folder of model folders and an SQLite file that names them.
+"""Versions of models in one place: a folder of model folders and an SQLite file that names them; or PostgreSQL and a bucket, for many machines.
 
     registry/registry.sqlite                 versions, aliases and their history
     registry/models/NAME/VERSION/            model folders, never changed
+
+With a URL (`postgresql://…`) the rows lie in that database, the folders as objects where MODELYARD_STORE says (store/objects.py), and this machine
+keeps copies of those that it was asked for.
 
 A version is copied aside, hashed, renamed and then written to SQLite in one transaction: a process that dies between leaves a folder that nobody
 names, which the next `register` of the same model takes up and `gc` removes. Aliases (`champion`, `challenger`, …) move in one transaction with a line of
@@ -14,21 +17,28 @@ import json
 import os
 import re
 import shutil
-import sqlite3
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from modelyard.errors import ArtefactError, UsageError
-from modelyard.store import atomic, sealed, signature
+from modelyard.errors import ArtefactError, Problem, UsageError
+from modelyard.settings import without_password
+from modelyard.store import atomic, objects, records, sealed, signature
 from modelyard.store import folder as store
+from modelyard.store.place import place_of
 from modelyard.store.run import now
 
 PLACE = "MODELYARD_REGISTRY"
-"""Environment variable with the folder of the registry; without it `registry` in the working folder."""
+"""Environment variable with the folder of the registry, or the URL of a database; without it `registry` in the working folder."""
+STORE = "MODELYARD_STORE"
+"""Environment variable with the place of the folders of a registry in a database: s3://BUCKET/PREFIX, or a folder that all machines see."""
+CACHE = "MODELYARD_CACHE"
+"""Environment variable with the folder of copies; without it one of the user's cache."""
 REFERENCE = re.compile(r"models:/?([^@:/]+)(?:[@]([^@:/]+)|[:/](\d+|[0-9a-f]{12}))?")
 NAME = re.compile(r"[\w][\w.-]{0,99}")
 CHAMPION = "champion"
@@ -37,16 +47,6 @@ KEEP = 5
 ORPHAN = 3600.0
 """Seconds after which a folder that no version names was left by a process that died."""
 LEFT_OUT = {store.MANIFEST, signature.FILE}
-
-TABLES = """
-create table if not exists versions (
-  name text not null, number integer not null, version text not null, added text not null, facts text not null,
-  primary key (name, number), unique (name, version));
-create table if not exists counters (name text primary key, last integer not null);
-create table if not exists aliases (name text not null, alias text not null, number integer not null, primary key (name, alias));
-create table if not exists history (
-  id integer primary key autoincrement, name text not null, alias text not null, number integer, previous integer, time text not null, why text not null);
-"""
 
 
 @dataclass
@@ -65,29 +65,30 @@ class Version:
 
 
 class Registry:
-    """An embedded registry. All methods are safe beside other processes."""
+    """A registry. All methods are safe beside other processes, and in a database beside other machines."""
 
     def __init__(self, place: Path | str | None = None) -> None:
-        self.place = Path(place or os.environ.get(PLACE) or "registry")
+        text = str(place or os.environ.get(PLACE) or "registry")
+        self.told, self.stored = without_password(text), None
+        """For people: without the password. And where folders are kept, if not here."""
+        if not text.startswith(("postgresql://", "postgres://")):
+            self.place = Path(text)
+            self.records: records.Sqlite | records.Postgres = records.Sqlite(self.place / "registry.sqlite")
+            return
+        kept = os.environ.get(STORE)
+        if kept is None:
+            detail = Problem("is not set", STORE, "Write s3://BUCKET/PREFIX, or a folder that all machines see.")
+            raise UsageError(f"{self.told} holds the rows of a registry; {STORE} must say where its model folders lie", [detail])
+        self.records, self.stored = records.Postgres(text), place_of(kept)
+        cache = os.environ.get(CACHE) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modelyard"
+        self.place = Path(cache) / "registry" / sha256(f"{self.told} {kept}".encode()).hexdigest()[:12]
 
     @contextmanager
-    def _open(self, make: bool = False) -> Iterator[sqlite3.Connection]:
-        file = self.place / "registry.sqlite"
-        if not file.is_file() and not make:
-            raise ArtefactError(f"there is no registry at {self.place}; register a model, or set {PLACE} to its folder")
-        atomic.make_folder(self.place)
-        connection = sqlite3.connect(file, timeout=30, isolation_level=None)
-        try:
-            connection.execute("pragma journal_mode=wal")
-            connection.execute("pragma synchronous=full")
-            connection.executescript(TABLES)
-            connection.execute("begin immediate")
-            yield connection
-            connection.execute("commit")
-        except sqlite3.DatabaseError as error:
-            raise ArtefactError(f"{file} cannot be used: {error}") from None
-        finally:
-            connection.close()
+    def _open(self, make: bool = False) -> Iterator[records.Rows]:
+        if not make and not self.records.there():
+            raise ArtefactError(f"there is no registry at {self.told}; register a model, or set {PLACE} to its folder")
+        with self.records.transaction() as db:
+            yield db
 
     # -- versions -------------------------------------------------------------------------------------------------------
 
@@ -102,6 +103,8 @@ class Registry:
             raise UsageError(f"{name!r} is no name of a model; use letters, digits, - _ . and no more than 100 of them: name=NAME")
         version = store.version(model)
         target = self.place / "models" / name / version
+        if self.stored is not None and not target.exists() and f"folders/{name}/{version}.json" in self.stored.have(f"folders/{name}/{version}"):
+            objects.fetch(self.stored, name, version, target)  # another machine sealed or signed it: there is one such folder
         if target.exists():
             there = store.read(target)
             if encrypt and not sealed.is_sealed(there):
@@ -114,10 +117,13 @@ class Registry:
         if key is not None:
             signature.sign(target, key)
         with self._open(make=True) as db:
+            if self.stored is not None:  # within the transaction: garbage is collected in another
+                objects.keep(self.stored, name, version, target)
             number = db.execute("select number from versions where name=? and version=?", (name, version)).fetchone()
             if number is None:
                 number = (db.execute("select coalesce(max(last), 0) + 1 from counters where name=?", (name,)).fetchone()[0],)
-                db.execute("insert or replace into counters values (?, ?)", (name, number[0]))  # a number that garbage had is not given again
+                # a number that garbage had is not given again
+                db.execute("insert into counters values (?, ?) on conflict (name) do update set last = excluded.last", (name, number[0]))
                 facts = json.dumps(_facts(model, manifest), ensure_ascii=False)
                 db.execute("insert into versions values (?, ?, ?, ?, ?)", (name, number[0], version, now(), facts))
         return self.get(name, number[0])
@@ -125,7 +131,7 @@ class Registry:
     def versions(self, name: str | None = None) -> list[Version]:
         """All of a name, or of all names, oldest first."""
         with self._open() as db:
-            rows = db.execute("select * from versions where ? is null or name=? order by name, number", (name, name)).fetchall()
+            rows = db.execute("select * from versions where name = coalesce(?, name) order by name, number", (name,)).fetchall()
             aliases = db.execute("select name, alias, number from aliases order by alias").fetchall()
         return [Version(n, i, v, t, [a for m, a, j in aliases if (m, j) == (n, i)], json.loads(facts)) for n, i, v, t, facts in rows]
 
@@ -134,7 +140,7 @@ class Registry:
         found = self.versions(name)
         if not found:
             known = sorted({v.name for v in self.versions()})
-            raise ArtefactError(f"no model {name!r} in {self.place}; there are: {', '.join(known) or 'none'}")
+            raise ArtefactError(f"no model {name!r} in {self.told}; there are: {', '.join(known) or 'none'}")
         text = str(which) if which is not None else None
         for v in found:
             if text in (str(v.number), v.version, *v.aliases) or (text is None and CHAMPION in v.aliases):
@@ -145,8 +151,22 @@ class Registry:
         raise ArtefactError(f"{name} has no version or alias {text!r}; there are: {there}")
 
     def folder(self, version: Version) -> Path:
-        """Its model folder."""
-        return self.place / "models" / version.name / version.version
+        """Its model folder; fetched where it is not here, or was signed or given another key elsewhere."""
+        target = self.place / "models" / version.name / version.version
+        if self.stored is not None and not objects.same(self.stored, version.name, version.version, target, LEFT_OUT):
+            shutil.rmtree(target, ignore_errors=True)
+            try:
+                objects.fetch(self.stored, version.name, version.version, target)
+            except OSError:
+                if not target.exists():  # else another process was faster
+                    raise
+        return target
+
+    def changed(self, version: Version) -> None:
+        """Keeps what was added to its folder here: a signature, another key."""
+        if self.stored is not None:
+            with self._open():
+                objects.keep(self.stored, version.name, version.version, self.place / "models" / version.name / version.version)
 
     # -- aliases --------------------------------------------------------------------------------------------------------
 
@@ -156,7 +176,8 @@ class Registry:
             raise UsageError(f"{alias!r} is no alias; use a word such as champion or challenger")
         with self._open() as db:
             before = db.execute("select number from aliases where name=? and alias=?", (version.name, alias)).fetchone()
-            db.execute("insert or replace into aliases values (?, ?, ?)", (version.name, alias, version.number))
+            given = (version.name, alias, version.number)
+            db.execute("insert into aliases values (?, ?, ?) on conflict (name, alias) do update set number = excluded.number", given)
             _tell(db, version.name, alias, version.number, before[0] if before else None, why)
         return before[0] if before else None
 
@@ -174,12 +195,12 @@ class Registry:
         with self._open() as db:
             present = db.execute("select number from aliases where name=? and alias=?", (name, alias)).fetchone()
             trail: list[int | None] = []
-            for number, why in db.execute("select number, why from history where name=? and alias=? order by id", (name, alias)):
+            for number, why in db.execute("select number, why from history where name=? and alias=? order by id", (name, alias)).fetchall():
                 if why == "rollback":
                     trail.pop()
                 else:
                     trail.append(number)
-            there = {n for (n,) in db.execute("select number from versions where name=?", (name,))}
+            there = {n for (n,) in db.execute("select number from versions where name=?", (name,)).fetchall()}
             if present is None or len(trail) < 2 or trail[-2] is None or trail[-2] not in there:
                 raise ArtefactError(f"{name}@{alias} has no earlier version to go back to")
             db.execute("update aliases set number=? where name=? and alias=?", (trail[-2], name, alias))
@@ -199,6 +220,9 @@ class Registry:
         problems = []
         for v in self.versions(name):
             try:
+                if self.stored is not None:
+                    with tempfile.TemporaryDirectory() as aside:
+                        objects.fetch(self.stored, v.name, v.version, Path(aside) / v.version)
                 store.read(self.folder(v))
                 if trusted is not None and not signature.signed_by(self.folder(v), trusted):
                     problems.append(f"{v.name} {v.number}: not signed by a key of {trusted}")
@@ -217,30 +241,45 @@ class Registry:
             parents = {p for v in every if v.version in waiting for p in v.facts.get("parents", [])}
             waiting = {v.version for v in every if v.version in parents} - kept
             kept |= waiting
-        named = {self.folder(v) for v in every}
+        here = lambda v: self.place / "models" / v.name / v.version  # noqa: E731
+        named = {here(v) for v in every}
         old = [v for v in every if v.version not in kept]
         orphans = [p for p in self.place.glob("models/*/*") if p not in named and time.time() - p.stat().st_mtime > ORPHAN]
-        size = sum(_size(p) for p in [*(self.folder(v) for v in old), *orphans] if p.exists())
+        size = sum(map(_size, [p for p in [*map(here, old), *orphans] if p.exists()]))
         if apply:
             for v in old:
                 with self._open() as db:
                     if db.execute("select 1 from aliases where name=? and number=?", (v.name, v.number)).fetchone() is not None:
                         continue  # it was given an alias meanwhile
                     db.execute("delete from versions where name=? and number=?", (v.name, v.number))
-                shutil.rmtree(self.folder(v), ignore_errors=True)
+                shutil.rmtree(here(v), ignore_errors=True)
             for path in orphans:
                 shutil.rmtree(path, ignore_errors=True)
+        if self.stored is not None:
+            with self._open() as db:  # alone: nobody keeps a folder meanwhile
+                rows = db.execute("select name, version from versions").fetchall()
+                going = set() if apply else {(v.name, v.version) for v in old}
+                size = objects.sweep(self.stored, {f"{n}/{v}" for n, v in rows if (n, v) not in going}, apply)
         return [f"{v.name} {v.number} ({v.version})" for v in old] + [f"left over: {p.relative_to(self.place)}" for p in orphans], size
 
-    def snapshot(self, target: Path) -> None:
-        """A consistent copy of the SQLite file while others write."""
+    def tables(self) -> dict[str, list[list[Any]]]:
+        """All rows, as they are at one moment."""
         with self._open() as db:
-            db.execute("commit")
-            copy = sqlite3.connect(target)
-            with copy:
-                db.backup(copy)
-            copy.close()
-            db.execute("begin immediate")
+            return {t: [list(r) for r in db.execute(f"select * from {t} order by 1, 2").fetchall()] for t in records.NAMES}
+
+    def fill(self, tables: Mapping[str, list[list[Any]]]) -> None:
+        """Writes all rows of an empty registry."""
+        with self._open(make=True) as db:
+            for table in records.NAMES:
+                for row in tables[table]:
+                    db.execute(f"insert into {table} values ({', '.join('?' * len(row))})", row)
+            self.records.counted(db)
+
+    def empty(self) -> bool:
+        """Whether nothing is registered, nor lies where it would."""
+        if self.stored is not None:
+            return not self.versions()
+        return not (self.place.exists() and any(self.place.iterdir()))
 
 
 def resolve(reference: str) -> Path | None:
@@ -278,6 +317,7 @@ def _facts(model: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         "metrics": metrics.get("test") or metrics.get("valid") or {}, "run": run.name if run else None, "gate": told.get("gate") or [],
         "data": manifest.get("data") or {}, "parents": list(_parents(manifest)), "backend": manifest["model"]["backend"],
         "size": sum(e["size"] for e in manifest["files"].values()), "seed": manifest.get("seed"),
+        **({"mlflow": told["mlflow"]} if told.get("mlflow") else {}),
     }  # fmt: skip
 
 
@@ -292,5 +332,5 @@ def _size(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-def _tell(db: sqlite3.Connection, name: str, alias: str, number: int | None, previous: int | None, why: str) -> None:
+def _tell(db: records.Rows, name: str, alias: str, number: int | None, previous: int | None, why: str) -> None:
     db.execute("insert into history (name, alias, number, previous, time, why) values (?, ?, ?, ?, ?, ?)", (name, alias, number, previous, now(), why))

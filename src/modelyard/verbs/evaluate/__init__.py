@@ -17,7 +17,7 @@ from modelyard.errors import ConfigError, Problem, Unsupported
 from modelyard.verbs.evaluate._aim import aim
 from modelyard.verbs.evaluate._judge import Evaluation, judge, predicted, score
 
-__all__ = ["Config", "Evaluation", "aim", "gates", "judge", "predicted", "rows", "score"]
+__all__ = ["Config", "Evaluation", "aim", "gates", "judge", "predicted", "rows_for", "score"]
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
@@ -144,8 +144,10 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
     config: Config = project.section("evaluate")
     folder = model_folder(model, project.base / "runs")
     loaded = Model.load(folder, trust_code=options.trust_code)
-    bound, splits, new = rows(project, folder, loaded)
-    learnt = loaded.manifest.get("out_of_fold") and not new  # a search learns from the validation rows too
+    bound, new = rows_for(project, folder, loaded)
+    learnt = ("valid",) if loaded.manifest.get("out_of_fold") and not new else ()  # a search learns from these rows too
+    present = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height and s not in learnt]
+    splits: list[str] = [*present] or ["train"]
     evaluation = judge(loaded, bound, splits, config.metrics, positive=config.positive, costs=config.costs)
     metrics = evaluation.metrics()
     last = list(metrics)[-1]
@@ -187,18 +189,15 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
     return found
 
 
-def rows(project: Any, folder: Any, model: Any) -> tuple[Any, list[str], bool]:
-    """(`Bound` rows with the model's own columns, the splits that may judge it, whether they are new to it): the data named now, or what the model
-    was trained on, as it was split then."""
+def rows_for(project: Any, folder: Any, model: Any) -> tuple[Any, bool]:
+    """(`Bound`, whether they are new) of the rows that judge a model: those of its training, split as then, or the project's own data."""
     from modelyard.data.source import open_source
     from modelyard.tasks._binding import bind, of_texts
 
     data, base, new = _data(project, folder, model)
     source = None if data.env or data.stream else open_source(data, base, texts=of_texts(project.task, model.tasks))
     whole = new and not _splits(project)
-    bound = bind(data, project.task, base, seed=_seed(model), source=source, like=model.pipeline, tasks=model.tasks, whole=whole)
-    learnt = ("valid",) if model.manifest.get("out_of_fold") and not new else ()  # a search learns from these rows too
-    return bound, [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height and s not in learnt] or ["train"], new
+    return bind(data, project.task, base, seed=_seed(model), source=source, like=model.pipeline, tasks=model.tasks, whole=whole), new
 
 
 def _splits(project: Any) -> bool:

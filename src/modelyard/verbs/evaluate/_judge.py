@@ -94,10 +94,8 @@ def judge(
     return Evaluation(out, failed, kept)
 
 
-def score(
-    model: Model, bound: Bound, split: str, metric: str, output: str, *, positive: str | None = None, intervals: bool = False
-) -> dict[str, Any]:
-    """`{value, better, note?}` of one metric of one output on one split: what a search compares; with `intervals` low and high too."""
+def score(model: Model, bound: Bound, split: str, metric: str, output: str, *, positive: str | None = None) -> dict[str, Any]:
+    """`{value, better, note?}` of one metric of one output on one split, without interval: what a search compares."""
     answers, frame = _answered(model, bound, bound.splits[split])
     bad = {e.row for e in answers.errors}
     good = np.array([i for i in range(answers.rows) if i not in bad], np.int64)
@@ -109,7 +107,7 @@ def score(
     labels = getattr(column.state, "labels", None)
     at = labels.index(positive) if positive is not None and labels and positive in labels and len(labels) == 2 else None
     given = {} if at is None else {"positive": at}
-    return scoring.evaluate_output(column.kind, is_true, said, [metric], labels=labels, intervals=intervals, **given)[metric]
+    return scoring.evaluate_output(column.kind, is_true, said, [metric], labels=labels, intervals=False, **given)[metric]
 
 
 def _answered(model: Model, bound: Bound, frame: pl.DataFrame) -> tuple[Answers, pl.DataFrame]:

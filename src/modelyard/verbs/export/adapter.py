@@ -10,7 +10,6 @@ from modelyard.errors import Unsupported
 from modelyard.runtime.model import Model
 from modelyard.store.state import read_arrays
 
-RUNS = "PEFT loads an adapter beside its base"
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 

@@ -80,11 +80,6 @@ def make(model: Model, target: Path, *, trust_code: bool = False, image: str | N
     return found
 
 
-def opened(model: Model, folder: Path) -> Model:
-    """What the image serves."""
-    return Model.load(folder / "model")
-
-
 def label(name: str) -> str:
     """A name as DNS and image registries take it: small letters, digits and hyphens, at most 50."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].strip("-") or "model"

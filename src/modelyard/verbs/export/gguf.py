@@ -19,7 +19,6 @@ from modelyard.runtime.model import Model
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-RUNS = "llama.cpp and its kin read a GGUF file"
 NAME = "model.gguf"
 ARCHITECTURES = {"qwen3": "qwen3", "qwen2": "qwen2", "llama": "llama", "mistral": "llama", "gpt2": "gpt2"}
 """Ours to GGUF's: Mistral's layers are Llama's."""

@@ -27,11 +27,6 @@ def make(model: Model, target: Path, *, trust_code: bool = False, image: str | N
     return found
 
 
-def opened(model: Model, folder: Path) -> Model:
-    """What the image serves."""
-    return docker.opened(model, folder / "image")
-
-
 def manifests(name: str, image: str, version: str) -> dict[str, dict[str, Any]]:
     """File → object."""
     labels = {"app.kubernetes.io/name": name, "app.kubernetes.io/version": version, "app.kubernetes.io/managed-by": "modelyard"}

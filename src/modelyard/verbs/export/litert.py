@@ -10,8 +10,6 @@ from modelyard.errors import Unsupported
 from modelyard.runtime.model import Model
 from modelyard.verbs.export import onnx
 
-RUNS = "LiteRT reads a .tflite file"
-
 
 def make(model: Model, target: Path) -> dict[str, Any]:
     """Raises `Unsupported` with the reason: there is no converter that takes a program of this torch."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import numpy as np
 from modelyard.errors import ArtefactError, Unsupported
 from modelyard.runtime.answers import Graph
 from modelyard.runtime.model import Model
-from modelyard.verbs.export import onnx, replayed
+from modelyard.verbs.export import onnx, prove, replayed
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -37,18 +36,13 @@ def make(model: Model, target: Path, *, trust_code: bool = False) -> dict[str, A
         write(program, target / file)
         named[name] = {"file": file, "inputs": inputs, "outputs": outputs}
     (target / NAMES).write_text(json.dumps(named, indent=1), encoding="utf-8")
-    return replayed(model, graphs(target), "torch-export")
-
-
-def graphs(folder: Path) -> dict[str, Graph]:
-    """Every graph of an export, by name."""
-    named = json.loads((folder / NAMES).read_text(encoding="utf-8"))
-    return {name: graph(folder / said["file"], said["inputs"], said["outputs"]) for name, said in named.items()}
+    return prove(opened(model, target))
 
 
 def opened(model: Model, folder: Path) -> Model:
-    """The model's own way from rows to answers over the graphs of an export."""
-    return replace(model, graphs=graphs(folder), backend="torch-export")
+    """The model with the graphs of `folder`, replayed. Raises `ArtefactError` where torch would unpickle anything."""
+    named = json.loads((folder / NAMES).read_text(encoding="utf-8"))
+    return replayed(model, {name: graph(folder / said["file"], said["inputs"], said["outputs"]) for name, said in named.items()}, "torch-export")
 
 
 def write(program: ExportedProgram, file: Path) -> None:

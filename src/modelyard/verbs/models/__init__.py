@@ -8,7 +8,8 @@ modelyard predict models:/churn@champion data=new.csv
 
 Also: alias NAME VERSION ALIAS, history NAME, pull NAME[@ALIAS] out=FOLDER, verify [NAME] [trust=FILE], gc [keep=5] [apply=true],
 keygen out=FILE [for=encryption], sign FOLDER key=FILE, encrypt FOLDER out=FOLDER, decrypt FOLDER out=FOLDER, rewrap FOLDER, backup out=FOLDER,
-restore FOLDER. The registry is the folder `registry`, or where `path=` or MODELYARD_REGISTRY say.
+restore FOLDER. The registry is the folder `registry`, or where `path=` or MODELYARD_REGISTRY say: another folder, or postgresql://… for many
+machines, whose model folders MODELYARD_STORE then places (s3://BUCKET/PREFIX).
 """
 
 from __future__ import annotations
@@ -78,7 +79,14 @@ def run(project: None, *, model: str | None, options: Options) -> Told:
     if unknown or not least <= len(given) <= most:
         words = f"{least} to {most}" if least < most else str(least)
         raise UsageError(f"{usage} takes {words} argument(s) and {', '.join((*keys, 'path'))}=; got {len(given)} and {', '.join(unknown) or 'no other key'}")
-    return action(Registry(values.pop("path", None)), given, values)
+    registry = Registry(values.pop("path", None))
+    told = action(registry, given, values)
+    if args[0] in MIRRORED:
+        from modelyard.store import mirror
+
+        for version in told.versions:
+            mirror.version(registry, registry.get(version["name"], version["number"]), options.notice)
+    return told
 
 
 def _register(registry: Registry, args: list[str], values: dict[str, Any]) -> Told:
@@ -87,11 +95,11 @@ def _register(registry: Registry, args: list[str], values: dict[str, Any]) -> To
     key = Path(str(values["key"])) if "key" in values else None
     encrypt = _flag(values, "encrypt")
     found = registry.register(model_folder(args[0] if args else None, Path("runs")), _text(values.get("name")), key, encrypt)
-    return Told(f"{found.name} {found.number} is registered in {registry.place}", [asdict(found)], folder=str(registry.folder(found)))
+    return Told(f"{found.name} {found.number} is registered in {registry.told}", [asdict(found)], folder=str(registry.folder(found)))
 
 
 def _list(registry: Registry, args: list[str], values: dict[str, Any]) -> Told:
-    if not (registry.place / "registry.sqlite").is_file():
+    if not registry.records.there():
         return Told("")
     return Told("", [asdict(v) for v in registry.versions(args[0] if args else None)])
 
@@ -171,7 +179,7 @@ def _verify(registry: Registry, args: list[str], values: dict[str, Any]) -> Told
     if problems:
         from modelyard.errors import ArtefactError, Problem
 
-        raise ArtefactError(f"{len(problems)} problem(s) in {registry.place}", [Problem(p) for p in problems])
+        raise ArtefactError(f"{len(problems)} problem(s) in {registry.told}", [Problem(p) for p in problems])
     count = len(registry.versions(args[0] if args else None))
     return Told(f"{count} version(s) are whole" + (f" and signed by a key of {trusted}" if trusted else ""))
 
@@ -207,6 +215,7 @@ def _sign(registry: Registry, args: list[str], values: dict[str, Any]) -> Told:
         raise UsageError("sign needs key=FILE; make one with: modelyard models keygen")
     folder = model_folder(args[0], Path("runs"))
     number = signature.sign(folder, Path(str(values["key"])))
+    _changed(args[0])
     return Told(f"{folder} is signed by {number}", folder=str(folder))
 
 
@@ -234,7 +243,17 @@ def _rewrap(registry: Registry, args: list[str], values: dict[str, Any]) -> Told
 
     folder = model_folder(args[0], Path("runs"))
     before, number = sealed.rewrap(folder)
+    _changed(args[0])
     return Told(f"{folder} opens with the key {number} now (was {before})", folder=str(folder))
+
+
+def _changed(reference: str) -> None:
+    """A registry in a database keeps what was added to a folder of its own."""
+    from modelyard.store.registry import REFERENCE, Registry
+
+    if (match := REFERENCE.fullmatch(reference)) is not None:
+        registry = Registry()
+        registry.changed(registry.get(match[1], match[2] or match[3]))
 
 
 def _out(command: str, values: dict[str, Any]) -> Path:
@@ -256,7 +275,7 @@ def _restore(registry: Registry, args: list[str], values: dict[str, Any]) -> Tol
     from modelyard.store import backup
 
     count = backup.restore(args[0], registry)
-    return Told(f"{count} version(s) are restored in {registry.place}, every file checked", folder=str(registry.place))
+    return Told(f"{count} version(s) are restored in {registry.told}, every file checked", folder=str(registry.place))
 
 
 def _named(registry: Registry, args: list[str]) -> Version:
@@ -285,3 +304,5 @@ ACTIONS: dict[str, tuple[Action, int, int, tuple[str, ...]]] = {
     "decrypt": (_decrypt, 1, 1, ("out",)), "rewrap": (_rewrap, 1, 1, ()), "backup": (_backup, 0, 0, ("out",)), "restore": (_restore, 1, 1, ()),
 }  # fmt: skip
 """Command → (function, fewest and most arguments, keys)."""
+MIRRORED = ("register", "alias", "promote", "rollback")
+"""Commands of which MLflow is told, where MLFLOW_TRACKING_URI names a server."""

@@ -51,8 +51,6 @@ class Report:
     """Of a run of `tune`: its trials and what was searched, see `pictures.py`."""
     stages: list[Mapping[str, Any]] = field(default_factory=list)
     """Of a run of `compress`, see `verbs/compress`."""
-    exports: Mapping[str, Any] = field(default_factory=dict)
-    """Of a run of `benchmark`, see `verbs/benchmark`."""
 
     @classmethod
     def of_run(cls, folder: Path, evaluation: Mapping[str, Any] | None = None) -> Report:
@@ -87,7 +85,6 @@ class Report:
             pictures=_mapping(facts.get("pictures")),
             search=_mapping(facts.get("search")),
             stages=[e for e in facts.get("stages") or [] if isinstance(e, Mapping)],
-            exports=_mapping(facts.get("exports")),
             leaderboard=[e for e in facts.get("leaderboard") or [] if isinstance(e, Mapping)],
             folds=_mapping(run.read("metrics.json").get("folds")),
             promises=_mapping(facts.get("promises")),

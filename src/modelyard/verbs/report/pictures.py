@@ -17,7 +17,6 @@ The data of each name is what `modelyard.metrics._pictures.picture_data` gives (
     metrics         {items: [{name, value, low, high, baseline}]}
     importance      {items: [{name, value, low?, high?}], about?}
     pareto                            {metric, better, limit, points: [{stage, accepted, value, bytes, milliseconds_1}]}
-    exports                           {entries, batch, …}: `benchmark.json`, see verbs/benchmark
     search_history, search_settings   {metric, better, best, axes: {key: {log, values}}, trials: [{trial, params, state, value, …}]}
 """
 
@@ -30,7 +29,6 @@ from typing import Any
 from modelyard.verbs.report._bars import counts, histogram, importance, metric_bars
 from modelyard.verbs.report._board import board
 from modelyard.verbs.report._curves import calibration, learning, learning_data, pr, roc
-from modelyard.verbs.report._exports import exports
 from modelyard.verbs.report._matrix import confusion
 from modelyard.verbs.report._points import clusters, predicted_true, residuals
 from modelyard.verbs.report._promises import coverage, reliability, tried
@@ -63,7 +61,6 @@ PICTURES: dict[str, Callable[[Mapping[str, Any], Say], str]] = {
     "balance": partial(counts, title="balance"),
     "lengths": partial(histogram, title="lengths"),
     "pareto": pareto,
-    "exports": exports,
     "search_history": history,
     "search_settings": settings,
 }
