@@ -279,15 +279,15 @@ def test_a_net_that_int8_harms_learns_to_live_with_it(tmp_path: Path, monkeypatc
     """One scale for a whole matrix: what a rounding afterwards loses, learning with it wins back for the most part."""
     monkeypatch.chdir(tmp_path)
     x = np.random.default_rng(0).normal(size=(1200, 3))
-    y = x[:, 0] * x[:, 1] + np.sin(2 * x[:, 2])
+    y = x[:, 0] * x[:, 1] + np.sin(3 * x[:, 2])
     pl.DataFrame({**{f"x{i}": x[:, i] for i in range(3)}, "y": y}).write_csv("rows.csv")
     settings: dict[str, Any] = {"data": "rows.csv", "target": "y", "quiet": True, "train.seed": 1}
-    asked = {"train.epochs": 60, "train.lr": 5e-3, "train.batch": 64}
-    modelyard.train(model={"name": "mlp", "hidden": [32, 32, 32], "numbers": "plain"}, name="exact", **asked, **settings)
-    stages = [{"quantise": {"per_channel": False}}, {"qat": {"per_channel": False, "epochs": 20, "rate": 0.05}}]
-    found = modelyard.compress("runs/exact-0001", **{"compress.stages": stages, "compress.favour": "size", "compress.max_loss": 0.006}, **settings)
-    whole, after, learnt = (s["value"] for s in found.stages)
-    assert after > 1.006 * whole and not found.stages[1]["accepted"], found  # rmse
+    asked = {"train.epochs": 60, "train.lr": 1e-2, "train.batch": 64, "train.weight_decay": 0.0}
+    modelyard.train(model={"name": "mlp", "hidden": [32, 32, 32], "numbers": "plain", "dropout": 0.0}, name="exact", **asked, **settings)
+    stages = [{"quantise": {"per_channel": False}}, {"qat": {"per_channel": False, "epochs": 20, "rate": 0.2}}]
+    found = modelyard.compress("runs/exact-0001", **{"compress.stages": stages, "compress.favour": "size", "compress.max_loss": 0.03}, **settings)
+    whole, after, learnt = (s["value"] for s in found.stages)  # rmse; measured 0.137, 0.146, 0.138
+    assert after > 1.03 * whole and not found.stages[1]["accepted"], found
     assert learnt - whole < 0.5 * (after - whole) and found.stages[2]["accepted"], found
     folder = Path(found.model)
     relations = [p["relation"] for p in Model.load(folder).manifest["parents"]]
