@@ -242,6 +242,17 @@ def test_stages_that_do_not_apply_say_why(place: Path) -> None:
     assert all(s["reason"] for s in found.stages[1:]) and "nets of our families" in found.stages[1]["reason"]
 
 
+def test_two_of_four_is_refused_with_what_it_comes_to_here(place: Path) -> None:
+    """Zeros are no faster: the times stand in the reason, and they are times of this machine."""
+    import re
+
+    found = small(place, "net-0001", [{"prune": {"pattern": "2:4"}}])
+    stage = found.stages[1]
+    assert stage["accepted"] is False and stage["why"] == "needs" and "compute capability 8.0" in stage["reason"]
+    dense, zeroed, listed = (float(t) for t in re.findall(r"([\d.]+) ms", stage["reason"]))
+    assert zeroed > 0.5 * dense > 0 and listed > 0
+
+
 # --- learning with 8 bits ---------------------------------------------------------------------------------------------------
 
 
