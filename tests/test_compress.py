@@ -199,6 +199,34 @@ def test_a_net_is_pruned_and_quantised_and_stays_one_model(place: Path) -> None:
     assert told["state"] == "finished" and [s["stage"] for s in told["stages"]] == ["model", "prune", "quantise"]
 
 
+def test_the_picture_of_sensitivity_is_what_silent_units_cost(place: Path) -> None:
+    """Against a network whose units are multiplied by zero, and nothing is changed for good."""
+    found = small(place, "net-0001", [{"prune": {"epochs": 0}}])
+    data = json.loads((place / found.run / "plots/sensitivity.json").read_text(encoding="utf-8"))
+    assert (place / found.run / "plots/sensitivity.svg").is_file() and data["metric"] == "accuracy" and data["layers"]
+    model = Model.load(place / "runs/net-0001/model")
+    from modelyard.runtime.backends.torch import rebuild
+    from modelyard.verbs.compress import prune
+
+    network = rebuild(model.folder, model.manifest, model.pipeline)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    layer = data["layers"][0]
+    (weight, bias) = dict(prune.silent(network))[layer["name"]]
+    gone = weight.detach().norm(dim=1).argsort()[: int(0.75 * len(weight))]
+    mask = torch.ones(len(weight)).index_fill_(0, gone, 0)
+    owner = network.get_submodule("encoders." + layer["name"])
+    owner.register_forward_hook(lambda _m, _i, out: out * mask)
+    encoded, _ = model.encode_rows(model.examples)
+    with torch.inference_mode():
+        hooked = network({k: torch.from_numpy(np.asarray(v)) for k, v in encoded.arrays.items()})["y.logits"]
+        owner._forward_hooks.clear()
+        weight.data.index_fill_(0, gone, 0), bias.data.index_fill_(0, gone, 0)
+        assert torch.allclose(hooked, network({k: torch.from_numpy(np.asarray(v)) for k, v in encoded.arrays.items()})["y.logits"], atol=1e-5)
+    assert len(layer["values"]) == 4 and layer["values"][-1] <= layer["values"][0] + 0.05
+    again = Model.load(place / "runs/net-0001/model")
+    assert all(torch.equal(before[k], v) for k, v in rebuild(again.folder, again.manifest, again.pipeline).state_dict().items())
+
+
 def test_what_loses_too_much_is_left_and_the_parent_stays(place: Path) -> None:
     found = small(place, "net-0001", [{"prune": {"share": 0.95, "epochs": 0}}, {"low-rank": {"energy": 0.05}}], max_loss=0.0)
     assert [s["accepted"] for s in found.stages] == [None, False, False] and found.smaller == 1.0

@@ -335,7 +335,8 @@ def test_page_is_the_matrix() -> None:
 
 def page(found: dict[str, dict[str, str]]) -> str:
     columns = (*VERBS, *FORMS, *STAGES)
-    lines = ["# Tasks × verbs, forms of export and stages of compression", "", "Made from what ran (`make matrix`): ✓ works, a number refuses for the reason below.", ""]
+    lines = ["# Tasks × verbs, forms of export and stages of compression", ""]
+    lines += ["Made from what ran (`make matrix`): ✓ works, a number refuses for the reason below.", ""]
     lines += ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     reasons: list[str] = []
     for name, row in found.items():

@@ -94,7 +94,7 @@ def compress(
         first, last = told[0], next(s for s in reversed(told) if s["accepted"] is not False)
         facts = {"training": {"seconds": time.monotonic() - began}, "parent": model.version}
         picture = {"metric": work.metric, "better": work.better, "limit": work.least, "points": [s for s in told if s.get("bytes")]}
-        run.update(name=f"{name}, compressed", model={"model": [last["stage"]]}, pictures={"pareto": picture}, stages=told)
+        run.update(name=f"{name}, compressed", model={"model": [last["stage"]]}, pictures={"pareto": picture, **work.pictures}, stages=told)
         done = conclude(run, run.model, work.bound, facts, judged_by, lang=lang)
     except ModelyardError as error:
         run.update(state="failed", error=error.to_json())

@@ -21,6 +21,8 @@ from modelyard.settings import Between
 from modelyard.verbs.compress import distil
 
 if TYPE_CHECKING:
+    import torch
+
     from modelyard.verbs.compress._work import Work
 
 NET = True
@@ -40,14 +42,19 @@ class Config:
     """Of teaching what is left; without it half of the family's. 0: none."""
     temperature: Annotated[float, Between(0.1, 20)] = 2.0
     alpha: Annotated[float, Between(0, 1)] = 0.7
+    sensitivity: bool = True
+    """Draw what the metric comes to where units of one layer alone are taken out and nothing is taught after."""
     seed: int = 0
+
+
+SHARES = (0.25, 0.5, 0.75)
+LAYERS, ROWS = 8, 256
+"""Layers that the picture shows at most (spread over the net), and validation rows it is measured on: 24 predictions of 256 rows."""
 
 
 def apply(work: Work, folder: Path, config: Config, target: Path) -> Path:
     """The narrowed net's model folder."""
     import dataclasses
-
-    import torch
 
     from modelyard.runtime.backends.torch import rebuild
 
@@ -59,7 +66,7 @@ def apply(work: Work, folder: Path, config: Config, target: Path) -> Path:
     if not nets:
         raise Unsupported("what is pruned are nets of our families as they were trained (not exports, trees or your own module)", "never")
     network = rebuild(folder, model.manifest, model.pipeline)
-    weights: dict[str, torch.Tensor] = dict(network.state_dict())
+    weights: dict[str, torch.Tensor] = {k: v.clone() for k, v in network.state_dict().items()}
     spec, families = {**section["net"], "nets": {}}, []
     for name, entry in nets.items():
         module = registry.load("nets", entry["name"])
@@ -73,6 +80,8 @@ def apply(work: Work, folder: Path, config: Config, target: Path) -> Path:
         spec["nets"][name] = {"name": entry["name"], "config": settings.plain(narrowed)}
         advised = module.recipe(model.pipeline.parts()[name], work.bound.splits["train"].height)[1] if hasattr(module, "recipe") else {}
         families.append(dict(advised or getattr(module, "TRAIN", {})))
+    if config.sensitivity:
+        work.pictures["sensitivity"] = sensitivity(work, model, network)
     own = dataclasses.replace(work.bound, pipeline=model.pipeline)
     epochs = config.epochs if config.epochs is not None else max(1, int(families[0].get("epochs", 10)) // 2)  # type: ignore[call-overload]
     taught = distil.Config(epochs=max(1, epochs), temperature=config.temperature, alpha=config.alpha, seed=config.seed)
@@ -81,6 +90,46 @@ def apply(work: Work, folder: Path, config: Config, target: Path) -> Path:
     # it knows most already: a tenth of a fresh net's learning rate would be timid, the whole of it wipes out what was kept
     gentle: list[dict[str, Any]] = [{**f, "lr": float(f.get("lr", 1e-3)) / 2} for f in families]  # type: ignore[arg-type]
     return distil.learn(work, own, spec, gentle, taught, target, f"prune {config.share:g}", weights)
+
+
+def sensitivity(work: Work, model: Model, network: torch.nn.Module) -> dict[str, Any]:
+    """`{metric, better, limit, layers: [{name, shares, values}]}`: the metric on some validation rows where the units of one layer with the smallest
+    weights answer 0 (Li et al. 2017, figure 2b). The network is as it was afterwards."""
+    import dataclasses
+
+    from modelyard.runtime.backends.torch import graphs
+
+    rows = work.bound.splits["valid"].head(ROWS)
+    fewer = dataclasses.replace(work, bound=dataclasses.replace(work.bound, splits={**work.bound.splits, "valid": rows}))
+    layers = silent(network)
+    chosen = [layers[i] for i in sorted({round(k * (len(layers) - 1) / max(1, LAYERS - 1)) for k in range(LAYERS)})] if layers else []
+    whole, found = fewer.value(model), []
+    for name, tensors in chosen:
+        worth_C = tensors[0].detach().flatten(1).norm(dim=1)
+        kept, values = [t.detach().clone() for t in tensors], [whole]
+        for share in SHARES:
+            gone = worth_C.topk(int(len(worth_C) * share), largest=False).indices
+            for tensor, before in zip(tensors, kept, strict=True):
+                tensor.data.copy_(before).index_fill_(0, gone, 0.0)
+            values.append(fewer.value(dataclasses.replace(model, graphs=graphs(network))))
+        for tensor, before in zip(tensors, kept, strict=True):
+            tensor.data.copy_(before)
+        found.append({"name": name, "shares": [0.0, *SHARES], "values": values})
+    return {"metric": work.metric, "better": work.better, "limit": work.least, "layers": found}
+
+
+def silent(network: torch.nn.Module) -> list[tuple[str, list[torch.Tensor]]]:
+    """(name, what is zero where a unit is taken out) of the matrices and convolutions of the encoders: weight, bias, and those of a batch norm behind."""
+    from torch import nn
+
+    named = [(n, m) for n, m in network.named_modules() if n.startswith("encoders.") and not list(m.children())]
+    found = []
+    for (name, module), (_, after) in zip(named, [*named[1:], ("", nn.Identity())], strict=True):
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and len(module.weight) > 3:
+            normed = [after] if isinstance(after, nn.BatchNorm1d | nn.BatchNorm2d) and after.num_features == len(module.weight) else []
+            owners: list[Any] = [module, *normed]
+            found.append((name.removeprefix("encoders."), [t for o in owners for t in (o.weight, o.bias) if t is not None]))
+    return found
 
 
 def two_of_four(width: int = 1024, rows: int = 64) -> str:
