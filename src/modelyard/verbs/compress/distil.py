@@ -43,6 +43,10 @@ class Config:
     """Above 1 the teacher's second thoughts weigh more."""
     alpha: Annotated[float, Between(0, 1)] = 0.7
     """Weight of the teacher's answer beside the row's own label."""
+    features: Annotated[float, Between(0, 100)] = 0.0
+    """Weight of matching the teacher's features before its heads, through a linear map that is thrown away (FitNets); both must be nets."""
+    attention: Annotated[float, Between(0, 1000)] = 0.0
+    """Weight of matching where an image net looks (the squares of its last convolution over all channels); images are not changed while it learns."""
     seed: int = 0
 
 
@@ -110,6 +114,15 @@ def learn(
         key, name, options = f"{head.output}.taught", *_loss(head, config)
         targets[key] = _target(head, outputs[head.key], own, config)
         terms.append(Term(head.key, key, registry.load("losses", name).loss, options, 1.0, None, None))
+    hints: dict[str, np.ndarray] = {}
+    if config.features or config.attention:
+        from modelyard.verbs.compress import _hints
+
+        hints = _hints.of_teacher(work.teacher, rows, config.features > 0, config.attention > 0, work.trust_code)
+        for key, weight in ((_hints.FEATURES, config.features), (_hints.ATTENTION, config.attention)):
+            if key in hints:
+                targets[key] = hints[key]
+                terms.append(Term(key, key, _hints.loss, {"mean": key == _hints.FEATURES}, weight, None, None))
     statistics = fit_net.statistics(pipeline)
     network = _network.build(spec, pipeline.parts(), pipeline.cardinalities(), heads, seed=config.seed, statistics=statistics)
     if weights is not None:
@@ -118,9 +131,13 @@ def learn(
     batches = Batches(encoded.arrays, targets, batch=int(train.batch or 1), seed=config.seed, drop_last=count > 2 * int(train.batch or 1))
     rewrite = fit_net.rewriting(bound.tasks, pipeline, train) if len(taught) < len(heads) else None
     undo = around(network) if around is not None else None
-    job = Fit(network, terms, batches, None, train, augment=fit_net.augmentation(train, pipeline), rewrite=rewrite)
+    augment = None if config.attention else fit_net.augmentation(train, pipeline)
+    hinted = _hints.Hinted(network, hints) if hints else None
+    job = Fit(hinted or network, terms, batches, None, train, augment=augment, rewrite=rewrite)
     with torch.random.fork_rng(devices=[]):
         job.run(None, lambda event: None, threading.Event())
+    if hinted is not None:
+        hinted.watched.stop()
     if undo is not None:
         undo()
     network.eval()
