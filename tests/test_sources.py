@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import bz2
 import datetime as dt
-import glob
 import gzip
 import io
 import json
 import lzma
-import os
 import re
 import resource
-import shutil
-import signal
 import sqlite3
 import struct
-import subprocess
 import sys
-import tempfile
-import time
 import zipfile
 from collections.abc import Iterator
 from decimal import Decimal
@@ -32,6 +25,7 @@ import polars as pl
 import pytest
 
 import modelyard
+import servers
 from modelyard.data import packed, sql
 from modelyard.data.images import read_idx
 from modelyard.data.read import Reading, read
@@ -370,36 +364,9 @@ def test_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def postgres() -> Iterator[str]:
-    """The URL of a PostgreSQL server of its own, which is asked over a Unix socket and stopped at the end."""
-    pytest.importorskip("psycopg", reason="needs the extra 'postgres'")
-    programs = shutil.which("initdb") or next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"), reverse=True)), None)
-    if programs is None:
-        pytest.skip("needs the programs of PostgreSQL (initdb, postgres)")
-    user = "postgres" if hasattr(os, "geteuid") and os.geteuid() == 0 else None  # the server refuses to run as root
-    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # the path of a socket has 107 characters at most
-    if user is not None:
-        try:
-            shutil.chown(folder, user)
-        except LookupError:
-            pytest.skip("PostgreSQL does not run as root and there is no user postgres")
-    (secret := folder / "secret").write_text("s3cret", encoding="utf-8")
-    shutil.chown(secret, user) if user else None
-    bin_folder = Path(programs).resolve().parent
-    asked = {"user": user, "cwd": folder, "check": True, "capture_output": True}
-    subprocess.run([bin_folder / "initdb", "-D", "data", "-U", "me", "--pwfile=secret", "-A", "scram-sha-256", "--no-sync", "-E", "UTF8"], **asked)  # type: ignore[call-overload]
-    server = subprocess.Popen(
-        [bin_folder / "postgres", "-D", "data", "-k", str(folder), "-c", "listen_addresses=", "-c", "fsync=off"], user=user, cwd=folder,
-        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 60
-        while not (folder / ".s.PGSQL.5432").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        yield f"postgresql://me:s3cret@/postgres?host={folder}"
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait()
-        shutil.rmtree(folder)
+    """The URL of a PostgreSQL server of its own."""
+    with servers.postgres() as url:
+        yield url
 
 
 def test_a_real_postgresql_server(postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,15 +374,7 @@ def test_a_real_postgresql_server(postgres: str, tmp_path: Path, monkeypatch: py
     import psycopg
 
     monkeypatch.chdir(tmp_path)
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            connection = psycopg.connect(postgres)
-            break
-        except psycopg.OperationalError:  # it listens before it answers
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
+    connection = psycopg.connect(postgres)
     with connection:
         connection.execute(
             "CREATE TABLE claims (n bigint, price numeric(9,2), seen timestamptz, day date, ok boolean, who text, extra jsonb, tag uuid, tags text[])"
