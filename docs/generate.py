@@ -144,6 +144,7 @@ RESULTS: dict[str, tuple[str, ...]] = {
     "doctor": ("modelyard.verbs.doctor:Findings",),
     "chat": ("modelyard.verbs.chat:Talked",),
     "compress": ("modelyard.verbs.compress:Compressed",),
+    "benchmark": ("modelyard.verbs.benchmark:Benchmarked",),
     "models": ("modelyard.verbs.models:Told",),
     "keys": ("modelyard.verbs.keys:Created", "modelyard.verbs.keys:Listing"),
 }

@@ -1,65 +1,19 @@
-"""Real servers on this machine for tests: PostgreSQL over a Unix socket, moto's S3 on loopback. Each skips with its reason where it is absent."""
+"""Real servers on loopback for tests (PostgreSQL is a fixture of conftest.py). Each skips with its reason where it is absent."""
 
 from __future__ import annotations
 
-import glob
 import importlib.util
-import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 PASSWORD = "s3cret"
-
-
-@contextmanager
-def postgres() -> Iterator[str]:
-    """The URL of a PostgreSQL server of its own, which is asked over a Unix socket and stopped at the end."""
-    psycopg = pytest.importorskip("psycopg", reason="needs the extra 'postgres'")
-    programs = shutil.which("initdb") or next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"), reverse=True)), None)
-    if programs is None:
-        pytest.skip("needs the programs of PostgreSQL (initdb, postgres)")
-    user = "postgres" if hasattr(os, "geteuid") and os.geteuid() == 0 else None  # the server refuses to run as root
-    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # the path of a socket has 107 characters at most
-    if user is not None:
-        try:
-            shutil.chown(folder, user)
-        except LookupError:
-            pytest.skip("PostgreSQL does not run as root and there is no user postgres")
-    (secret := folder / "secret").write_text(PASSWORD, encoding="utf-8")
-    shutil.chown(secret, user) if user else None
-    bin_folder = Path(programs).resolve().parent
-    asked = {"user": user, "cwd": folder, "check": True, "capture_output": True}
-    subprocess.run([bin_folder / "initdb", "-D", "data", "-U", "me", "--pwfile=secret", "-A", "scram-sha-256", "--no-sync", "-E", "UTF8"], **asked)  # type: ignore[call-overload]
-    server = subprocess.Popen(
-        [bin_folder / "postgres", "-D", "data", "-k", str(folder), "-c", "listen_addresses=", "-c", "fsync=off"], user=user, cwd=folder,
-        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    url = f"postgresql://me:{PASSWORD}@/postgres?host={folder}"
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                psycopg.connect(url).close()
-                break
-            except psycopg.OperationalError:  # it listens before it answers
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-        yield url
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait()
-        shutil.rmtree(folder)
+"""Of every server that tests start."""
 
 
 def free_port() -> int:

@@ -31,6 +31,7 @@ VERB_EDGES = {
     ("train", "evaluate"), ("train", "report"), ("train", "plan"), ("evaluate", "report"), ("evaluate", "train"), ("plan", "train"),
     ("tune", "train"), ("tune", "evaluate"), ("init", "check"), ("export", "train"), ("predict", "train"), ("prepare", "train"),
     ("compress", "train"), ("compress", "evaluate"), ("compress", "export"),
+    ("benchmark", "evaluate"), ("benchmark", "export"), ("benchmark", "report"),
 }  # fmt: skip
 """verb → verb, each through a public function. evaluate → train: a tuned threshold saves its child as training does.
 plan → train: the plan sizes what train would build. prepare → train: self-training and out-of-fold answers are made by models, which train alone makes."""
@@ -117,7 +118,7 @@ def test_no_drawer_of_helpers() -> None:
 
 def test_public_surface_is_pinned() -> None:
     assert sorted(modelyard.__all__) == [
-        "Model", "ModelyardError", "Project", "Registry", "__version__", "chat", "check", "compress", "doctor", "evaluate", "export", "init",
+        "Model", "ModelyardError", "Project", "Registry", "__version__", "benchmark", "chat", "check", "compress", "doctor", "evaluate", "export", "init",
         "load", "load_model", "plan", "predict", "prepare", "project", "report", "run", "runs", "serve", "train", "tune",
     ]  # fmt: skip
     for name in modelyard.__all__:

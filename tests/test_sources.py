@@ -14,7 +14,6 @@ import sqlite3
 import struct
 import sys
 import zipfile
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -25,7 +24,6 @@ import polars as pl
 import pytest
 
 import modelyard
-import servers
 from modelyard.data import packed, sql
 from modelyard.data.images import read_idx
 from modelyard.data.read import Reading, read
@@ -362,20 +360,12 @@ def test_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
         rows("postgresql://host/db")
 
 
-@pytest.fixture
-def postgres() -> Iterator[str]:
-    """The URL of a PostgreSQL server of its own."""
-    with servers.postgres() as url:
-        yield url
-
-
 def test_a_real_postgresql_server(postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Types, more rows than one piece, a query, what is no reading, a wrong password; a model is trained on it."""
     import psycopg
 
     monkeypatch.chdir(tmp_path)
-    connection = psycopg.connect(postgres)
-    with connection:
+    with psycopg.connect(postgres) as connection:
         connection.execute(
             "CREATE TABLE claims (n bigint, price numeric(9,2), seen timestamptz, day date, ok boolean, who text, extra jsonb, tag uuid, tags text[])"
         )

@@ -11,6 +11,7 @@ import io
 import json
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from modelyard.testing import toy_data
 HERE = Path(__file__).parent
 EXPECTED = HERE / "matrix_expected.json"
 MATRIX = HERE.parent / "docs" / "matrix.md"
-VERBS = ("check", "prepare", "plan", "train", "tune", "predict", "evaluate", "threshold", "report", "export", "compress", "serve")
+VERBS = ("check", "prepare", "plan", "train", "tune", "predict", "evaluate", "threshold", "report", "export", "compress", "benchmark", "serve")
+FORMS = ("torch-export", "litert", "triton", "docker", "safetensors", "gguf")
+"""Columns behind them: forms of export that need no extra, as `benchmark` lists them. The Kubernetes form is docker's files with manifests."""
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # torch's exporter
 
@@ -230,6 +233,26 @@ def cells(row: dict[str, Any], folder: Path) -> dict[str, str]:
             raise Unsupported(stage["reason"], stage["why"])
         assert Model.load(found.model).parity.ok  # type: ignore[union-attr]
 
+    def compared() -> None:
+        """Every form answers the rows as the model does."""
+        from modelyard.verbs.benchmark import Config
+
+        project.sections["benchmark"] = Config(forms=["onnx", *FORMS], rows=40, batch=2, seconds=0.1)
+        found = verb("benchmark", state["run"])
+        state["forms"] = {f["form"]: f for f in found.forms}
+        measured = [f for f in found.forms if "refused" not in f]
+        assert measured[0]["form"] == "model" and all(f["differing"] == 0 and f["bytes"] and f["milliseconds"]["median"] > 0 for f in measured)
+
+    def form(name: str) -> None:
+        """Replays the stored examples, or refuses; `files` of other programs were proven when they were written."""
+        from modelyard.verbs.export import export
+
+        if "forms" not in state:
+            made = export(Path(state["run"]) / "model", name, trust_code=True)
+            assert made.parity["rows"] > 0 and made.files
+        elif (found := state["forms"][name]).get("why", "files") != "files":
+            raise Unsupported(found["refused"], found["why"])
+
     def serve() -> None:
         from modelyard.verbs.serve import serve as serving
 
@@ -245,10 +268,10 @@ def cells(row: dict[str, Any], folder: Path) -> dict[str, str]:
     steps: dict[str, Callable[[], Any]] = {
         "check": lambda: verb("check"), "prepare": prepare, "plan": lambda: verb("plan"), "train": train, "tune": tune, "predict": predict,
         "evaluate": lambda: verb("evaluate", state["run"]), "threshold": threshold, "report": lambda: verb("report", state["run"]),
-        "export": export, "compress": compress, "serve": serve,
+        "export": export, "compress": compress, "benchmark": compared, "serve": serve, **{name: partial(form, name) for name in FORMS},
     }  # fmt: skip
     found = {}
-    for name in VERBS:
+    for name in (*VERBS, *FORMS):
         try:
             steps[name]()
             found[name] = "ok"
@@ -282,12 +305,13 @@ def test_page_is_the_matrix() -> None:
 
 
 def page(found: dict[str, dict[str, str]]) -> str:
-    lines = ["# Tasks × verbs", "", "Made from what ran (`make matrix`): ✓ works, a number refuses for the reason below.", ""]
-    lines += ["| | " + " | ".join(VERBS) + " |", "|---|" + "---|" * len(VERBS)]
+    columns = (*VERBS, *FORMS)
+    lines = ["# Tasks × verbs and forms of export", "", "Made from what ran (`make matrix`): ✓ works, a number refuses for the reason below.", ""]
+    lines += ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     reasons: list[str] = []
     for name, row in found.items():
         marks = []
-        for verb in VERBS:
+        for verb in columns:
             if row.get(verb, "ok") == "ok":  # a verb that is new has no cell before its row was run
                 marks.append("✓" if verb in row else "")
                 continue

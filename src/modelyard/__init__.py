@@ -36,12 +36,13 @@ if TYPE_CHECKING:
     doctor: Any
     chat: Any
     compress: Any
+    benchmark: Any
     load_model: Any
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Model", "ModelyardError", "Project", "Registry", "__version__", "chat", "check", "compress", "doctor", "evaluate", "export", "init", "load",
+    "Model", "ModelyardError", "Project", "Registry", "__version__", "benchmark", "chat", "check", "compress", "doctor", "evaluate", "export", "init", "load",
     "load_model", "plan", "predict", "prepare", "project", "report", "run", "runs", "serve", "train", "tune",
 ]  # fmt: skip
 
@@ -55,7 +56,9 @@ _PLACES = {
     "project": "modelyard.project",
     "serve": "modelyard.verbs.serve:serve",  # a context manager: the verb itself would not return
 }
-_VERBS = ("chat", "check", "compress", "doctor", "evaluate", "export", "init", "plan", "predict", "prepare", "report", "run", "runs", "train", "tune")
+_VERBS = (
+    "benchmark", "chat", "check", "compress", "doctor", "evaluate", "export", "init", "plan", "predict", "prepare", "report", "run", "runs", "train", "tune",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

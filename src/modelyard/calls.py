@@ -74,4 +74,4 @@ def function(verb: str) -> Callable[..., Any]:
 
 
 def _uses_model(verb: str) -> bool:
-    return verb in ("predict", "evaluate", "report", "export", "serve", "runs", "chat", "compress")
+    return verb in ("predict", "evaluate", "report", "export", "serve", "runs", "chat", "compress", "benchmark")

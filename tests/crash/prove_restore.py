@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from modelyard.store import folder as store
-from modelyard.store.backup import TABLES
+from modelyard.store.records import NAMES as TABLES
 from modelyard.store.registry import Registry
 
 BUCKET = "drill"

@@ -15,7 +15,7 @@ from modelyard.errors import ArtefactError, UsageError
 from modelyard.store import atomic
 from modelyard.store import folder as store
 from modelyard.store.place import place_of
-from modelyard.store.registry import COPIED as TABLES
+from modelyard.store.records import NAMES
 from modelyard.store.registry import Registry, Version
 from modelyard.store.run import now
 
@@ -26,7 +26,7 @@ def backup(registry: Registry, target: str) -> tuple[int, int]:
     Uploads that earlier backups began and never ended are ended a day later (`Place.tidy`).
     """
     place = place_of(target)
-    tables = registry.rows()
+    tables = registry.tables()
     there, count, size = place.have("objects/"), 0, 0
     files: dict[str, dict[str, str]] = {}
     for name, number, version, added, _ in tables["versions"]:
@@ -55,7 +55,7 @@ def restore(source: str, registry: Registry) -> int:
         with tempfile.TemporaryDirectory() as aside:
             embedded = Registry(Path(aside) / "registry")
             count = restore(source, embedded)
-            registry.fill(embedded.rows(), {(v.name, v.version): embedded.folder(v) for v in embedded.versions()})
+            registry.fill(embedded.tables(), {(v.name, v.version): embedded.folder(v) for v in embedded.versions()})
         return count
     if registry.place.exists() and any(registry.place.iterdir()):
         raise UsageError(f"{registry.place} is not empty; restore into an empty folder with path=FOLDER")
@@ -84,5 +84,5 @@ def restore(source: str, registry: Registry) -> int:
                     raise ArtefactError(f"{source}: objects/{digest} is damaged")
                 atomic.sync(path)
             store.read(aside / "models" / version)
-        Registry(aside).fill({table: found[table] for table in TABLES}, {})
+        Registry(aside).fill({table: found[table] for table in NAMES}, {})
     return len(found["files"])

@@ -18,6 +18,8 @@ from modelyard.errors import ArtefactError, MachineError, MissingExtra, UsageErr
 from modelyard.settings import without_password
 from modelyard.store import atomic
 
+NAMES = ("versions", "aliases", "history", "counters")
+"""Tables that a backup holds."""
 LOCK = 0x6D6F64656C796172
 """Number of the advisory lock: `modelyar` in ASCII."""
 WAIT = 30
@@ -51,7 +53,7 @@ class Records(Protocol):
     where: str
     """As it is shown: without a password."""
 
-    def exists(self) -> bool:
+    def there(self) -> bool:
         """Whether there is a registry."""
 
     def open(self, make: bool = False, write: bool = False) -> Any:
@@ -64,14 +66,14 @@ class Sqlite:
     def __init__(self, file: Path, hint: str) -> None:
         self.file, self.where, self.hint = file, str(file.parent), hint
 
-    def exists(self) -> bool:
+    def there(self) -> bool:
         """As the protocol says."""
         return self.file.is_file()
 
     @contextmanager
     def open(self, make: bool = False, write: bool = False) -> Iterator[Database]:
         """As the protocol says."""
-        if not self.exists() and not make:
+        if not self.there() and not make:
             raise ArtefactError(f"there is no registry at {self.where}; {self.hint}")
         atomic.make_folder(self.file.parent)
         connection = sqlite3.connect(self.file, timeout=WAIT, isolation_level=None)
@@ -94,7 +96,7 @@ class Postgres:
     def __init__(self, url: str, hint: str) -> None:
         self.url, self.where, self.hint = url, without_password(url), hint
 
-    def exists(self) -> bool:
+    def there(self) -> bool:
         """As the protocol says."""
         with self._connected(write=False) as connection:
             return _made(connection)

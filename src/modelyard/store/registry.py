@@ -25,7 +25,7 @@ from modelyard.errors import ArtefactError, GateFailed, ModelyardError, UsageErr
 from modelyard.store import folder as store
 from modelyard.store import signature
 from modelyard.store.place import place_of
-from modelyard.store.records import Database, Postgres, Records, Sqlite
+from modelyard.store.records import NAMES, Database, Postgres, Records, Sqlite
 from modelyard.store.run import now
 from modelyard.store.shelf import Files, Local, Shelf, Stored, Taken, parse
 
@@ -42,8 +42,6 @@ TRIES = 5
 """Times that a folder is stored anew because garbage collection took it before the records named it."""
 ANY = -1
 """In the place of the number that an alias must have had."""
-COPIED = ("versions", "aliases", "history", "counters")
-"""Tables that a backup holds."""
 
 
 @dataclass
@@ -82,7 +80,9 @@ class Registry:
         self.place = Path() if scheme else Path(place)
         """The folder of an embedded registry."""
 
-    def __str__(self) -> str:
+    @property
+    def told(self) -> str:
+        """For people: without the password."""
         return self.records.where
 
     @property
@@ -120,7 +120,7 @@ class Registry:
 
     def _files(self, name: str, version: str) -> Files | None:
         """What the records say of the files of a version; None where it is new or lies in a folder."""
-        if not self.records.exists():
+        if not self.records.there():
             return None
         with self.records.open() as db:
             return _files(db, name, version)
@@ -137,7 +137,7 @@ class Registry:
         found = self.versions(name)
         if not found:
             known = sorted({v.name for v in self.versions()})
-            raise ArtefactError(f"no model {name!r} in {self}; there are: {', '.join(known) or 'none'}")
+            raise ArtefactError(f"no model {name!r} in {self.told}; there are: {', '.join(known) or 'none'}")
         text = str(which) if which is not None else None
         for v in found:
             if text in (str(v.number), v.version, *v.aliases) or (text is None and CHAMPION in v.aliases):
@@ -183,7 +183,7 @@ class Registry:
         name, number = version.name, version.number
         with self.records.open(write=True) as db:
             if db.execute("select 1 from versions where name=? and number=?", (name, number)).fetchone() is None:
-                raise ArtefactError(f"{name} {number} is not in {self} any more")
+                raise ArtefactError(f"{name} {number} is not in {self.told} any more")
             row = db.execute("select number from aliases where name=? and alias=?", (name, alias)).fetchone()
             present = row[0] if row else None
             if before != ANY and present != before:
@@ -266,18 +266,18 @@ class Registry:
 
     # -- as a whole -----------------------------------------------------------------------------------------------------
 
-    def rows(self) -> dict[str, list[list[Any]]]:
+    def tables(self) -> dict[str, list[list[Any]]]:
         """Every row of the tables that a backup holds, of one moment."""
         with self.records.open() as db:
-            return {table: [list(row) for row in db.execute(f"select * from {table} order by 1, 2").fetchall()] for table in COPIED}
+            return {table: [list(row) for row in db.execute(f"select * from {table} order by 1, 2").fetchall()] for table in NAMES}
 
     def fill(self, rows: dict[str, list[list[Any]]], folders: dict[tuple[str, str], Path]) -> None:
         """Everything at once, numbers and history included, into an empty registry: `rows` of another one and its folders."""
         taken = [self.shelf.take(folder, name, version, None, None, False) for (name, version), folder in folders.items()]
         with self.records.open(make=True) as db:
             if db.execute("select 1 from versions").fetchone() or db.execute("select 1 from counters").fetchone():
-                raise UsageError(f"{self} is not empty; restore into an empty registry with path=")
-            for table in COPIED:
+                raise UsageError(f"{self.told} is not empty; restore into an empty registry with path=")
+            for table in NAMES:
                 for row in rows[table]:
                     db.execute(f"insert into {table} values ({', '.join('?' * len(row))})", row)
             for one in taken:

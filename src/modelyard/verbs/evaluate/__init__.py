@@ -17,7 +17,7 @@ from modelyard.errors import ConfigError, Problem, Unsupported
 from modelyard.verbs.evaluate._aim import aim
 from modelyard.verbs.evaluate._judge import Evaluation, judge, predicted, score
 
-__all__ = ["Config", "Evaluation", "aim", "gates", "judge", "predicted", "score"]
+__all__ = ["Config", "Evaluation", "aim", "gates", "judge", "predicted", "rows_for", "score"]
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
@@ -136,20 +136,15 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
     """The verb: judges `model` (or the latest run's) on the project's data with the model's own columns."""
     from pathlib import Path
 
-    from modelyard.data.source import open_source
     from modelyard.errors import GateFailed
     from modelyard.runtime.model import Model
     from modelyard.store.run import Run, model_folder
-    from modelyard.tasks._binding import bind, of_texts
     from modelyard.verbs.report import write_report
 
     config: Config = project.section("evaluate")
     folder = model_folder(model, project.base / "runs")
     loaded = Model.load(folder, trust_code=options.trust_code)
-    data, base, new = _data(project, folder, loaded)
-    source = None if data.env or data.stream else open_source(data, base, texts=of_texts(project.task, loaded.tasks))
-    whole = new and not _splits(project)
-    bound = bind(data, project.task, base, seed=_seed(loaded), source=source, like=loaded.pipeline, tasks=loaded.tasks, whole=whole)
+    bound, new = rows_for(project, folder, loaded)
     learnt = ("valid",) if loaded.manifest.get("out_of_fold") and not new else ()  # a search learns from these rows too
     present = [s for s in ("valid", "test") if s in bound.splits and bound.splits[s].height and s not in learnt]
     splits: list[str] = [*present] or ["train"]
@@ -192,6 +187,17 @@ def run(project: Any, *, model: str | None = None, options: Any) -> Evaluated:
         details = [Problem(f"is {g['value']:.4g}, wanted {g['limit']}", f"{last}.{g['metric']}") for g in missed]
         raise GateFailed(f"{len(missed)} gate(s) missed", details, found)
     return found
+
+
+def rows_for(project: Any, folder: Any, model: Any) -> tuple[Any, bool]:
+    """(`Bound`, whether they are new) of the rows that judge a model: those of its training, split as then, or the project's own data."""
+    from modelyard.data.source import open_source
+    from modelyard.tasks._binding import bind, of_texts
+
+    data, base, new = _data(project, folder, model)
+    source = None if data.env or data.stream else open_source(data, base, texts=of_texts(project.task, model.tasks))
+    whole = new and not _splits(project)
+    return bind(data, project.task, base, seed=_seed(model), source=source, like=model.pipeline, tasks=model.tasks, whole=whole), new
 
 
 def _splits(project: Any) -> bool:

@@ -113,13 +113,13 @@ def light(model: Model, target: Path, trust_code: bool = False) -> dict[str, Any
     return prove(Model.load(target))
 
 
-def replayed(model: Model, graphs: Mapping[str, Graph], backend: str) -> dict[str, Any]:
-    """`prove` of the model with other graphs: what a form does that is no model folder."""
+def replayed(model: Model, graphs: Mapping[str, Graph], backend: str) -> Model:
+    """The model with other graphs, its stored examples answered: what a form is that is no model folder. To be proven by `prove`."""
     from dataclasses import replace
 
     exported = replace(model, graphs=dict(graphs), backend=backend, parity=None)
     exported.parity = exported.replay()
-    return prove(exported)
+    return exported
 
 
 def _listed(model: Model, target: Path, form: str, found: dict[str, Any]) -> Exported:
@@ -150,19 +150,23 @@ def _form(model: Model, form: str, trust_code: bool) -> tuple[dict[str, Any], Ca
                 shutil.copyfile(model.folder / name, aside / name)
         if isinstance(model, Composite):
             (aside / "parts").mkdir()
-            for part in model.parts:
-                _part(part, aside / "parts" / part.folder.name, form, trust_code)
+            refused = [_part(part, aside / "parts" / part.folder.name, form, trust_code) for part in model.parts]
+            if all(refused):  # a copy is no export
+                raise refused[0]  # type: ignore[misc]
             return
         manifest["model"] = module.section(model, aside, trust_code=trust_code)
 
     return manifest, fill
 
 
-def _part(part: Model, target: Path, form: str, trust_code: bool) -> None:
+def _part(part: Model, target: Path, form: str, trust_code: bool) -> Unsupported | None:
+    """Exports a part, or leaves it as it is and says why."""
     try:
         store.write(target, *_form(part, form, trust_code))
-    except Unsupported:
+    except Unsupported as error:
         shutil.copytree(part.folder, target)
+        return error
+    return None
 
 
 def prove(exported: Model) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,7 +193,7 @@ def export_module(module: torch.nn.Module, inputs: Mapping[str, np.ndarray], rag
     found = trace(module, inputs, ragged)
     outputs = [f"{p}{AGAIN}" if p in found.inputs else p for p in found.outputs]
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx"):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 found.module, found.tensors, None, dynamo=True, opset_version=OPSET, verbose=False,
@@ -204,6 +205,18 @@ def export_module(module: torch.nn.Module, inputs: Mapping[str, np.ndarray], rag
         raise ArtefactError(f"torch cannot export the network to ONNX: {str(error)[:500]}") from error
     assert program is not None
     return program.model_proto.SerializeToString()  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without warnings in the log: the exporter tells of four operators of a package that is not there, each time."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _at_least_two(array: np.ndarray, ragged: bool) -> np.ndarray:

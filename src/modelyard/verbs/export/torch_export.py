@@ -16,7 +16,7 @@ import numpy as np
 from modelyard.errors import ArtefactError, Unsupported
 from modelyard.runtime.answers import Graph
 from modelyard.runtime.model import Model
-from modelyard.verbs.export import onnx, replayed
+from modelyard.verbs.export import onnx, prove, replayed
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -36,7 +36,13 @@ def make(model: Model, target: Path, *, trust_code: bool = False) -> dict[str, A
         write(program, target / file)
         named[name] = {"file": file, "inputs": inputs, "outputs": outputs}
     (target / NAMES).write_text(json.dumps(named, indent=1), encoding="utf-8")
-    return replayed(model, {name: graph(target / said["file"], said["inputs"], said["outputs"]) for name, said in named.items()}, "torch-export")
+    return prove(opened(model, target))
+
+
+def opened(model: Model, folder: Path) -> Model:
+    """The model with the graphs of `folder`, replayed. Raises `ArtefactError` where torch would unpickle anything."""
+    named = json.loads((folder / NAMES).read_text(encoding="utf-8"))
+    return replayed(model, {name: graph(folder / said["file"], said["inputs"], said["outputs"]) for name, said in named.items()}, "torch-export")
 
 
 def write(program: ExportedProgram, file: Path) -> None:

@@ -37,7 +37,7 @@ FIELD = re.compile(r'\{ name: "([^"]+)" data_type: (\w+) dims: \[ ([-\d, ]+) \] 
 def make(model: Model, target: Path, *, trust_code: bool = False) -> dict[str, Any]:
     """Writes the repository, reads it back and replays the examples through it."""
     from modelyard.runtime.composite import Composite
-    from modelyard.verbs.export import docker, light, replayed
+    from modelyard.verbs.export import docker, light, prove, replayed
 
     if isinstance(model, Composite):
         raise Unsupported(f"{model.name} is made of models, each with tensors of its own; export its parts, or use docker", "use")
@@ -54,7 +54,7 @@ def make(model: Model, target: Path, *, trust_code: bool = False) -> dict[str, A
         (place.parent / "config.pbtxt").write_text(config(name, place / "model.onnx"), encoding="utf-8")
     told = {"signature": model.signature.to_json(), "program": kept.manifest["model"]["program"], "graphs": names, "version": model.version}
     (target / "signature.json").write_text(json.dumps(told, ensure_ascii=False, indent=1), encoding="utf-8")
-    return replayed(kept, {graph: through(target / "models" / name) for graph, name in names.items()}, "triton")
+    return prove(replayed(kept, {graph: through(target / "models" / name) for graph, name in names.items()}, "triton"))
 
 
 def config(name: str, file: Path) -> str:

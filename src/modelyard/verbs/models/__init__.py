@@ -90,11 +90,11 @@ def _register(registry: Registry, args: list[str], values: dict[str, Any]) -> To
     key = Path(str(values["key"])) if "key" in values else None
     encrypt = _flag(values, "encrypt")
     found = registry.register(model_folder(args[0] if args else None, Path("runs")), _text(values.get("name")), key, encrypt)
-    return Told(f"{found.name} {found.number} is registered in {registry}", [asdict(found)], folder=str(registry.folder(found)))
+    return Told(f"{found.name} {found.number} is registered in {registry.told}", [asdict(found)], folder=str(registry.folder(found)))
 
 
 def _list(registry: Registry, args: list[str], values: dict[str, Any]) -> Told:
-    if not registry.records.exists():
+    if not registry.records.there():
         return Told("")
     return Told("", [asdict(v) for v in registry.versions(args[0] if args else None)])
 
@@ -174,7 +174,7 @@ def _verify(registry: Registry, args: list[str], values: dict[str, Any]) -> Told
     if problems:
         from modelyard.errors import ArtefactError, Problem
 
-        raise ArtefactError(f"{len(problems)} problem(s) in {registry}", [Problem(p) for p in problems])
+        raise ArtefactError(f"{len(problems)} problem(s) in {registry.told}", [Problem(p) for p in problems])
     count = len(registry.versions(args[0] if args else None))
     return Told(f"{count} version(s) are whole" + (f" and signed by a key of {trusted}" if trusted else ""))
 
@@ -276,7 +276,7 @@ def _restore(registry: Registry, args: list[str], values: dict[str, Any]) -> Tol
     from modelyard.store import backup
 
     count = backup.restore(args[0], registry)
-    return Told(f"{count} version(s) are restored in {registry}, every file checked", folder=str(registry))
+    return Told(f"{count} version(s) are restored in {registry.told}, every file checked", folder=registry.told)
 
 
 def _named(registry: Registry, args: list[str]) -> Version:

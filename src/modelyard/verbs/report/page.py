@@ -38,13 +38,13 @@ def render(report: Report, lang: str = "en") -> str:
     """The HTML text of a report, in English or Chinese (`lang="zh"`)."""
     say = words(lang)
     sections = [
-        ("search", search(report.search, say, _figure, _table)),
-        ("stages", stages(report.stages, report.pictures.get("pareto"), say, _figure, _table)),
+        ("search", search(report.search, say, _figure, table)),
+        ("stages", stages(report.stages, report.pictures.get("pareto"), say, _figure, table)),
         ("training", _training(report, say)),
         ("leaderboard", _leaderboard(report, say)),
         ("folds", _folds(report, say)),
         ("evaluation", _evaluation(report, say)),
-        ("promises", promises(report.promises, say, _figure, _table)),
+        ("promises", promises(report.promises, say, _figure, table)),
         ("data", _data(report, say)),
         ("configuration", _configuration(report, say)),
         ("card", _card(report, say)),
@@ -52,15 +52,19 @@ def render(report: Report, lang: str = "en") -> str:
     shown = [(key, html) for key, html in sections if html]
     links = "".join(f'<a href="#{key}">{say(key)}</a>' for key, _ in shown)
     body = "".join(f'<section id="{key}"><h2>{say(key)}</h2>{html}</section>' for key, html in shown)
-    title = f"{report.title} · {say('report')}"
+    inner = f'<header id="summary">{_summary(report, say)}<nav>{links}</nav></header>{body}'
+    return document(f"{report.title} · {say('report')}", lang, inner)
+
+
+def document(title: str, lang: str, inner: str) -> str:
+    """The HTML text around a page's own: no script, no load, readable on a phone."""
     tag = "zh-Hans" if lang == "zh" else "en"
     return (
         f'<!doctype html>\n<html lang="{tag}"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title><style>{STYLE}</style></head>'
-        f'<body><main><header id="summary">{_summary(report, say)}<nav>{links}</nav></header>{body}'
-        f'<p class="soft">{say("made_by")}</p></main></body></html>\n'
+        f'<body><main>{inner}<p class="soft">{words(lang)("made_by")}</p></main></body></html>\n'
     )
 
 
@@ -150,10 +154,10 @@ def _leaderboard(report: Report, say: Say) -> str:
     several = board_data(report.leaderboard)
     drawn = [_figure("leaderboard", data, say, caption=name if len(several) > 1 else "") for name, data in several.items()]
     head, rows = board_rows(report.leaderboard, say)
-    table = _table(head, rows, numbers=(1, 2, 3, 4, 5, 6), prose=(7,))
+    board = table(head, rows, numbers=(1, 2, 3, 4, 5, 6), prose=(7,))
     head, rows = failed_rows(report.leaderboard, say)
-    table += f"<h3>{say('no_score')}</h3>{_table(head, rows, numbers=(3,), prose=(1, 2))}" if rows else ""
-    return f'<p class="soft">{say("leaderboard_note")}</p><div class="pictures">{"".join(drawn)}</div>{table}'
+    board += f"<h3>{say('no_score')}</h3>{table(head, rows, numbers=(3,), prose=(1, 2))}" if rows else ""
+    return f'<p class="soft">{say("leaderboard_note")}</p><div class="pictures">{"".join(drawn)}</div>{board}'
 
 
 def _folds(report: Report, say: Say) -> str:
@@ -175,7 +179,7 @@ def _chosen(report: Report, say: Say) -> str:
         name = f"{entry.get('repeat', 0) + 1}.{entry.get('fold', 0) + 1}"
         rows.append([name, escape(told), _value(entry), _value(dict(held.get(metric, {})))])
     head = [say("fold"), say("settings"), f"{_metric_name(metric, say)}, {say('valid')}", f"{_metric_name(metric, say)}, {say('held_out')}"]
-    return f'<p class="soft">{say("chosen_note")}</p>' + _table(head, rows, numbers=(2, 3), prose=(1,))
+    return f'<p class="soft">{say("chosen_note")}</p>' + table(head, rows, numbers=(2, 3), prose=(1,))
 
 
 def _evaluation(report: Report, say: Say) -> str:
@@ -207,7 +211,7 @@ def _metrics_table(output: Mapping[str, Any], say: Say) -> str:
         )
         rows.append([label, _value(found), _value(base.get(name, {})), _interval(found), escape(_beside(found))])
     head = [say("metric"), say("value"), say("baseline"), say("interval"), say("note")]
-    return _table(head, rows, numbers=(1, 2, 3), prose=(4,)) if rows else ""
+    return table(head, rows, numbers=(1, 2, 3), prose=(4,)) if rows else ""
 
 
 def _beside(found: Mapping[str, Any]) -> str:
@@ -265,7 +269,7 @@ def _slices(output: Mapping[str, Any], say: Say) -> str:
         for s in slices[:100]
     ]
     head = [say("slice"), say("rows"), say("metric"), say("value"), say("interval"), say("note")]
-    return f"<h3>{say('slices')}</h3>{_table(head, rows, numbers=(1, 3, 4), prose=(5,))}" if rows else ""
+    return f"<h3>{say('slices')}</h3>{table(head, rows, numbers=(1, 3, 4), prose=(5,))}" if rows else ""
 
 
 def sort_slices(slices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -339,7 +343,7 @@ def _data(report: Report, say: Say) -> str:
     if rows:
         columns = ("file", "line", "column", "reason", "value")
         cells = [[escape(_show(r.get(c, ""))) for c in columns] for r in rows[:SET_ASIDE_SHOWN]]
-        parts.append(f"<h3>{say('set_aside')}</h3>{_table([say(c) for c in columns], cells, prose=(3,))}")
+        parts.append(f"<h3>{say('set_aside')}</h3>{table([say(c) for c in columns], cells, prose=(3,))}")
         if count > len(cells):
             parts.append(f'<p class="soft">{say("set_aside_more", n=f"{count - len(cells):,}")}</p>')
     drawn = [
@@ -373,7 +377,7 @@ def _metric_name(path: str, say: Say) -> str:
     return ".".join([*before, say(last)])
 
 
-def _table(
+def table(
     head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = (), prose: Sequence[int] = ()
 ) -> str:
     """A table that scrolls inside itself; columns that are empty throughout are left out. Cells are HTML."""
