@@ -23,7 +23,7 @@ from typing import Any
 
 from modelyard.errors import ArtefactError, GateFailed, ModelyardError, UsageError
 from modelyard.store import folder as store
-from modelyard.store import mlflow, signature
+from modelyard.store import signature
 from modelyard.store.place import place_of
 from modelyard.store.records import NAMES, Database, Postgres, Records, Sqlite
 from modelyard.store.run import now
@@ -115,9 +115,7 @@ class Registry:
                     facts = json.dumps(_facts(model, manifest), ensure_ascii=False)
                     db.execute("insert into versions values (?, ?, ?, ?, ?)", (name, number, version, now(), facts))
                 _keep_files(db, number, taken)
-            found = self.get(name, number)
-            mlflow.tell_version(name, found.number, version, found.facts, model)
-            return found
+            return self.get(name, number)
         raise ArtefactError(f"{name} {version} changed again and again while it was registered; register it again")
 
     def _files(self, name: str, version: str) -> Files | None:
@@ -193,7 +191,6 @@ class Registry:
             db.execute("delete from aliases where name=? and alias=?", (name, alias))
             db.execute("insert into aliases values (?, ?, ?)", (name, alias, number))
             _tell(db, name, alias, number, present, why)
-        mlflow.tell_alias(name, alias, number)
         return present
 
     def unpoint(self, name: str, alias: str, why: str) -> None:
@@ -204,7 +201,6 @@ class Registry:
                 raise ArtefactError(f"{name} has no alias {alias!r}")
             db.execute("delete from aliases where name=? and alias=?", (name, alias))
             _tell(db, name, alias, None, before[0], why)
-        mlflow.tell_alias(name, alias, None)
 
     def rollback(self, name: str, alias: str = CHAMPION) -> Version:
         """Gives the alias back to the version that had it before the present one. Again and again goes further back."""
@@ -221,7 +217,6 @@ class Registry:
                 raise ArtefactError(f"{name}@{alias} has no earlier version to go back to")
             db.execute("update aliases set number=? where name=? and alias=?", (trail[-2], name, alias))
             _tell(db, name, alias, trail[-2], present[0], "rollback")
-        mlflow.tell_alias(name, alias, trail[-2])
         return self.get(name, alias)
 
     def history(self, name: str) -> list[dict[str, Any]]:

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from modelyard.errors import ArtefactError
-from modelyard.settings import without_password
-from modelyard.store import atomic, mlflow
+from modelyard.store import atomic
 
 PACKAGES = ("modelyard", "numpy", "polars", "torch", "lightgbm", "scikit-learn", "onnxruntime", "tokenizers", "pillow")
 
@@ -50,7 +49,7 @@ class Run:
             except FileExistsError:
                 number += 1
         run = cls(folder)
-        run.write("run.json", {"state": "started", "started": now(), "argv": [without_password(a) for a in sys.argv[1:]], "machine": machine()})
+        run.write("run.json", {"state": "started", "started": now(), "argv": sys.argv[1:], "machine": machine()})
         (runs / "latest.txt").write_text(folder.name + "\n", encoding="utf-8")
         return run
 
@@ -87,10 +86,8 @@ class Run:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def update(self, **facts: Any) -> None:
-        """Adds facts to `run.json`. A state that ends the run is told to MLflow too, where `MLFLOW_TRACKING_URI` names a server."""
+        """Adds facts to `run.json`."""
         self.write("run.json", {**self.read("run.json"), **facts})
-        if facts.get("state") in mlflow.STATES:
-            mlflow.tell_run(self)
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Appends one line to `events.jsonl`."""
