@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modelyard import registry
-from modelyard.errors import ConfigError, UsageError
+from modelyard.errors import ConfigError, GateFailed, UsageError
 from modelyard.options import Options
 
 FLAGS = tuple(
@@ -40,7 +40,22 @@ def call(verb: str, options: Options, file: str | Path | None, overrides: list[s
         options.values = {**values, **{key: bare(node) for key, node in pairs}}
         if file is not None:
             options.values.setdefault("file", str(file))
-    return module.run(project, model=options.args[0] if options.args else None, options=options)
+    try:
+        result = module.run(project, model=options.args[0] if options.args else None, options=options)
+    except GateFailed as error:  # it ran to its end
+        _mirrored(error.result, project, options)
+        raise
+    _mirrored(result, project, options)
+    return result
+
+
+def _mirrored(result: Any, project: Any, options: Options) -> None:
+    """Tells MLflow of a run that a verb has made, where it is asked for."""
+    if os.environ.get("MLFLOW_TRACKING_URI") and project is not None and isinstance(getattr(result, "run", None), str | Path):
+        from modelyard.store import mirror
+
+        if (Path(result.run) / "run.json").is_file():
+            mirror.run(Path(result.run), project.name, options.notice)
 
 
 def function(verb: str) -> Callable[..., Any]:

@@ -355,6 +355,7 @@ def _facts(model: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         "metrics": metrics.get("test") or metrics.get("valid") or {}, "run": run.name if run else None, "gate": told.get("gate") or [],
         "data": manifest.get("data") or {}, "parents": list(_parents(manifest)), "backend": manifest["model"]["backend"],
         "size": sum(e["size"] for e in manifest["files"].values()), "seed": manifest.get("seed"),
+        **({"mlflow": told["mlflow"]} if told.get("mlflow") else {}),
     }  # fmt: skip
 
 

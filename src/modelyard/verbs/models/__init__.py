@@ -81,7 +81,14 @@ def run(project: None, *, model: str | None, options: Options) -> Told:
         words = f"{least} to {most}" if least < most else str(least)
         known = ", ".join((*keys, "path", "store"))
         raise UsageError(f"{usage} takes {words} argument(s) and {known}=; got {len(given)} and {', '.join(unknown) or 'no other key'}")
-    return action(Registry(_text(values.pop("path", None)), _text(values.pop("store", None))), given, values)
+    registry = Registry(_text(values.pop("path", None)), _text(values.pop("store", None)))
+    told = action(registry, given, values)
+    if args[0] in MIRRORED:
+        from modelyard.store import mirror
+
+        for version in told.versions:
+            mirror.version(registry, registry.get(version["name"], version["number"]), options.notice)
+    return told
 
 
 def _register(registry: Registry, args: list[str], values: dict[str, Any]) -> Told:
@@ -305,3 +312,5 @@ ACTIONS: dict[str, tuple[Action, int, int, tuple[str, ...]]] = {
     "decrypt": (_decrypt, 1, 1, ("out",)), "rewrap": (_rewrap, 1, 1, ()), "backup": (_backup, 0, 0, ("out",)), "restore": (_restore, 1, 1, ()),
 }  # fmt: skip
 """Command → (function, fewest and most arguments, keys)."""
+MIRRORED = ("register", "alias", "promote", "rollback")
+"""Commands of which MLflow is told, where MLFLOW_TRACKING_URI names a server."""
