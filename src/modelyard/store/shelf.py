@@ -81,18 +81,25 @@ class Local:
     def take(self, model: Path, name: str, version: str, before: Files | None, key: Path | None, encrypt: bool) -> Taken:
         """As the protocol says: copied aside, hashed, renamed."""
         target = self.folder(name, version, None)
-        if target.exists():
-            if encrypt and not sealed.is_sealed(store.read(target)):
-                raise not_encrypted(name, version)
-            store.read(target)
-        elif encrypt and not sealed.is_sealed(store.read_manifest(model)):
+        if not target.exists():
+            try:
+                self._make(model, target, encrypt)
+            except (OSError, ArtefactError):
+                if not target.exists():  # else another process was faster
+                    raise
+        if encrypt and not sealed.is_sealed(store.read(target)):
+            raise not_encrypted(name, version)
+        store.read(target)
+        if key is not None:
+            signature.sign(target, key)
+        return Taken(name, version)
+
+    def _make(self, model: Path, target: Path, encrypt: bool) -> None:
+        if encrypt and not sealed.is_sealed(store.read_manifest(model)):
             atomic.make_folder(target.parent)
             sealed.seal(model, target)
         else:
             copy(model, target)
-        if key is not None:
-            signature.sign(target, key)
-        return Taken(name, version)
 
     def holds(self, taken: Taken) -> bool:
         """As the protocol says."""
