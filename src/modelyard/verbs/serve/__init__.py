@@ -122,6 +122,10 @@ class Config:
     """Bytes of a language model's keys and values; where they do not do for its whole context, texts are shorter."""
     writer: Literal["own", "vllm"] = "own"
     """What chooses a language model's tokens: our engine, or vLLM where it is installed, once both have written the stored examples alike."""
+    tensor_parallel: Annotated[int, Between(1, 64)] = 1
+    """Accelerators between which vLLM divides each matrix (and heads) of a language model that is too large for one."""
+    pipeline_parallel: Annotated[int, Between(1, 64)] = 1
+    """Accelerators, or groups of them, between which vLLM divides the layers."""
     workers: Annotated[int, Between(0, 64)] = 0
     """Processes for each model beside the server's own; 0 predicts in the server. One that dies is replaced, and its work done by another."""
     models: dict[str, Any] | None = None
@@ -151,6 +155,9 @@ class Server:
             raise UsageError("serve.token holds blanks or letters that headers cannot carry; use letters, digits and signs of ASCII")
         if config.name is not None and (not config.name.isprintable() or not config.name or "/" in config.name):
             raise UsageError(f"serve.name={config.name!r} cannot stand in an address; use letters, digits and - _ . without /")
+        if config.writer == "own" and config.tensor_parallel * config.pipeline_parallel > 1:
+            reason = "our engine writes on one device; serve.writer=vllm divides a language model over several, and serve.workers copies a small one"
+            raise Unsupported(f"serve.tensor_parallel and serve.pipeline_parallel divide a model: {reason}", "use")
         self.config, self.trust_code = config, trust_code
         self.access = door(config)
         self.traces = Traces.wanted(config.traces)
@@ -192,13 +199,15 @@ class Server:
         return Model.load(folder, self.config.backend, trust_code=self.trust_code)
 
     def _service(self, model: Model, name: str | None) -> Service:
+        from modelyard.runtime.desk import Writer
         from modelyard.verbs.serve.app import Service
         from modelyard.verbs.serve.workers import Workers
 
         count = self.config.workers
         workers = Workers(model.folder, count, self.config.backend or "", self.trust_code) if count else None
         log = Path(self.config.log) if self.config.log else None
-        made = Service(model, name, self.access, self.config.limit, log, workers, self.config.slots, self.config.memory, self.config.writer)
+        writer = Writer(self.config.writer, self.config.tensor_parallel, self.config.pipeline_parallel)
+        made = Service(model, name, self.access, self.config.limit, log, workers, self.config.slots, self.config.memory, writer)
         made.traces = self.traces
         return made
 
