@@ -39,6 +39,11 @@ def rebuild(folder: Path, manifest: Mapping[str, Any], pipeline: Pipeline, *, tr
 
         _adapters.on_base(network, folder, manifest["model"]["adapter"])
         return network.eval()  # type: ignore[no-any-return]
+    if "weights" in manifest["model"]:  # packed in 8 or 4 bits
+        from modelyard.nets import _packed
+
+        _packed.restore(network, read_arrays(folder / _packed.FILE), manifest["model"]["weights"])
+        return network.eval()  # type: ignore[no-any-return]
     weights = {name: torch.from_numpy(array.copy()) for name, array in read_arrays(folder / WEIGHTS).items()}
     try:
         network.restore(weights) if hasattr(network, "restore") else network.load_state_dict(weights, strict=True)  # type: ignore[operator]

@@ -33,7 +33,7 @@ class Config:
     SHORTHAND: ClassVar[str] = "stages"
 
     stages: list[Any] | None = None
-    """distil, prune, low-rank, quantise in any order, each a name or {name: settings}; without it those that suit the model."""
+    """distil, prune, low-rank, quantise, qat, weight-only in any order, each a name or {name: settings}; without it those that suit the model."""
     metric: str | None = None
     """What is judged; without it the first metric of the output."""
     max_loss: Annotated[float, Between(0, 1)] = 0.005
@@ -94,7 +94,7 @@ def compress(
         first, last = told[0], next(s for s in reversed(told) if s["accepted"] is not False)
         facts = {"training": {"seconds": time.monotonic() - began}, "parent": model.version}
         picture = {"metric": work.metric, "better": work.better, "limit": work.least, "points": [s for s in told if s.get("bytes")]}
-        run.update(name=f"{name}, compressed", model={"model": [last["stage"]]}, pictures={"pareto": picture}, stages=told)
+        run.update(name=f"{name}, compressed", model={"model": [last["stage"]]}, pictures={"pareto": picture, **work.pictures}, stages=told)
         done = conclude(run, run.model, work.bound, facts, judged_by, lang=lang)
     except ModelyardError as error:
         run.update(state="failed", error=error.to_json())
@@ -126,6 +126,8 @@ def parsed(stages: list[Any]) -> list[tuple[str, Any]]:
 
 def suited(model: Any) -> list[tuple[str, Any]]:
     """The stages that a model's kind can go through without a student being named."""
+    if "decoder" in model.graphs:
+        return parsed(["weight-only"])
     return [] if model.manifest["model"]["backend"] == "numpy" else parsed(["prune", "low-rank", "quantise"])
 
 

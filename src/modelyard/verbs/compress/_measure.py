@@ -22,11 +22,15 @@ def size(model: Model) -> int:
 
 def milliseconds(models: list[Model], rows: Any, count: int) -> list[float]:
     """Median milliseconds of the graphs for `count` rows (encoded before), of each model, in turns so that what else runs hits all alike."""
-    works = [_work(model, rows[:count]) for model in models]
+    return in_turns([_work(model, rows[:count]) for model in models], SECONDS)
+
+
+def in_turns(works: list[Callable[[], Any]], seconds: float) -> list[float]:
+    """Median milliseconds of each piece of work; `seconds` are for each."""
     for work in works:
         work()
-    times: list[list[float]] = [[] for _ in models]
-    end = time.perf_counter() + SECONDS * len(models)
+    times: list[list[float]] = [[] for _ in works]
+    end = time.perf_counter() + seconds * len(works)
     while time.perf_counter() < end or len(times[0]) < 5:
         for found, work in zip(times, works, strict=True):
             began = time.perf_counter()

@@ -37,6 +37,8 @@ class Work:
     trust_code: bool
     least: float = 0.0
     """Value of the metric that must not be undercut (or exceeded, where lower is better)."""
+    pictures: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What stages have to show beside their numbers."""
 
     @classmethod
     def begin(cls, model: Model, data: Any, task: str | None, config: Config, base: Path, train: Any, trust_code: bool, judged: list[str] | None) -> Work:
@@ -71,6 +73,8 @@ class Work:
                 if getattr(module, "NET", False):
                     folder = module.apply(self, net, config, work / f"{i}-{name}-net")
                     child = self._exported(folder, work / f"{i}-{name}")
+                    if hasattr(module, "after"):
+                        child = Model.load(module.after(self, child, config, work / f"{i}-{name}-after"))
                 else:
                     folder = None
                     child = Model.load(module.apply(self, current, config, work / f"{i}-{name}"))

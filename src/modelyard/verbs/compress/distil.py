@@ -1,5 +1,5 @@
-"""Teaches a smaller model the answers of the one that came in: labels by a temperature (`losses/distillation.py`), numbers by the mean of its value and the
-row's own, sets of labels by its probabilities. The teacher may be anything that answers: a net, trees, an ensemble.
+"""Teaches a smaller model the answers of the one that came in: labels by a temperature (`losses/distillation.py`), numbers by its value and sets of
+labels by its probabilities, each with a share of the row's own. The teacher may be anything that answers: a net, trees, an ensemble.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,6 +43,10 @@ class Config:
     """Above 1 the teacher's second thoughts weigh more."""
     alpha: Annotated[float, Between(0, 1)] = 0.7
     """Weight of the teacher's answer beside the row's own label."""
+    features: Annotated[float, Between(0, 100)] = 0.0
+    """Weight of matching the teacher's features before its heads, through a linear map that is thrown away (FitNets); both must be nets."""
+    attention: Annotated[float, Between(0, 1000)] = 0.0
+    """Weight of matching where an image net looks (the squares of its last convolution over all channels); images are not changed while it learns."""
     seed: int = 0
 
 
@@ -75,9 +79,13 @@ def apply(work: Work, folder: Path, config: Config, target: Path) -> Path:
 
 def learn(
     work: Work, bound: Bound, spec: Mapping[str, Any], families: list[dict[str, object]], config: Config, target: Path, relation: str,
-    weights: Mapping[str, torch.Tensor] | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None, around: Callable[[torch.nn.Module], Callable[[], None]] | None = None,
 ) -> Path:  # fmt: skip
-    """Trains a net of `spec` on the teacher's answers, from `weights` where given, and saves it."""
+    """Trains a net of `spec` on the teacher's answers, from `weights` where given, and saves it.
+
+    `around` changes the net while it learns (its numbers are rounded, for one) and gives what takes that away again. Where it is given the net may have
+    outputs of any kind: those that are not distilled learn the rows' own truths, as in training.
+    """
     import torch
 
     from modelyard.data.batches import Batches
@@ -93,25 +101,58 @@ def learn(
     train, _ = resolve(asked, *families)
     rows = bound.splits["train"]
     encoded = pipeline.encode(rows)
-    targets, terms = {}, []
+    targets: dict[str, Array] = {}
+    terms = []
     own = pipeline.targets(rows, encoded.contexts)
-    outputs = teacher_outputs(work.teacher, rows, heads)
+    taught = [h for h in heads if around is None or taught_here(h, bound)]
+    outputs = teacher_outputs(work.teacher, rows, taught) if taught else {}
     for head in heads:
+        if head not in taught:
+            targets |= own
+            terms.append(fit_net.term(pipeline, bound.tasks[head.output], head.output, head.key, train, own))
+            continue
         key, name, options = f"{head.output}.taught", *_loss(head, config)
         targets[key] = _target(head, outputs[head.key], own, config)
         terms.append(Term(head.key, key, registry.load("losses", name).loss, options, 1.0, None, None))
+    hints: dict[str, np.ndarray] = {}
+    if config.features or config.attention:
+        from modelyard.verbs.compress import _hints
+
+        hints = _hints.of_teacher(work.teacher, rows, config.features > 0, config.attention > 0, work.trust_code)
+        for key, weight in ((_hints.FEATURES, config.features), (_hints.ATTENTION, config.attention)):
+            if key in hints:
+                targets[key] = hints[key]
+                terms.append(Term(key, key, _hints.loss, {"mean": key == _hints.FEATURES}, weight, None, None))
     statistics = fit_net.statistics(pipeline)
     network = _network.build(spec, pipeline.parts(), pipeline.cardinalities(), heads, seed=config.seed, statistics=statistics)
     if weights is not None:
         network.load_state_dict(dict(weights), strict=True)
     count = len(next(iter(encoded.arrays.values())))
     batches = Batches(encoded.arrays, targets, batch=int(train.batch or 1), seed=config.seed, drop_last=count > 2 * int(train.batch or 1))
-    job = Fit(network, terms, batches, None, train, augment=fit_net.augmentation(train, pipeline))
+    rewrite = fit_net.rewriting(bound.tasks, pipeline, train) if len(taught) < len(heads) else None
+    undo = around(network) if around is not None else None
+    augment = None if config.attention else fit_net.augmentation(train, pipeline)
+    hinted = _hints.Hinted(network, hints) if hints else None
+    job = Fit(hinted or network, terms, batches, None, train, augment=augment, rewrite=rewrite)
     with torch.random.fork_rng(devices=[]):
         job.run(None, lambda event: None, threading.Event())
-    state = {k: v.detach().contiguous().numpy() for k, v in network.state_dict().items()}
+    if hinted is not None:
+        hinted.watched.stop()
+    if undo is not None:
+        undo()
+    network.eval()
+    stored = network.stored() if hasattr(network, "stored") else network.state_dict()  # type: ignore[operator]
+    state = {k: v.detach().contiguous().numpy() for k, v in stored.items()}
     facts = {"parents": [{"version": work.teacher.version, "relation": relation}], "seed": config.seed}
-    return save(target, work.teacher.name, bound, fit_net.section(spec, network), graphs(network), state, {}, facts)
+    beside = fit_net.beside(network, pipeline) or None
+    return save(target, work.teacher.name, bound, fit_net.section(spec, network), graphs(network), state, {}, facts, beside=beside)
+
+
+def taught_here(head: Head, bound: Bound) -> bool:
+    """Whether a teacher's answers to this output can be learnt: labels, sets of labels and numbers, one for a row, that are no part of what a task makes
+    up itself."""
+    task = bound.tasks[head.output]
+    return head.kind in ("category", "label-set", "number") and not (task.aligned or task.rewrites)
 
 
 def teacher_outputs(teacher: Model, rows: Any, heads: list[Head]) -> dict[str, np.ndarray]:
@@ -141,7 +182,7 @@ def _target(head: Head, teacher: np.ndarray, own: Mapping[str, Array], config: C
         share = 1 / (1 + np.exp(-teacher.astype(np.float64)))
         return (config.alpha * share + (1 - config.alpha) * np.asarray(own[f"{head.output}.multi_hot"], np.float64)).astype(np.float32)
     value = np.asarray(own[f"{head.output}.value"], np.float64).reshape(-1)
-    return ((teacher.astype(np.float64).reshape(-1) + value) / 2).astype(np.float32)
+    return (config.alpha * teacher.astype(np.float64).reshape(-1) + (1 - config.alpha) * value).astype(np.float32)
 
 
 def _estimator(work: Work, bound: Bound, choice: Any, config: Config, target: Path) -> Path:

@@ -59,7 +59,12 @@ def _network(model: Model) -> Any:
 
     if "decoder" not in model.graphs:
         raise Unsupported(f"GGUF is for causal language models (task text-generation), and {model.name} is none; use export.format: onnx", "never")
-    return rebuild(model.folder, model.manifest, model.pipeline)
+    network = rebuild(model.folder, model.manifest, model.pipeline)
+    if "weights" in model.manifest["model"]:
+        from modelyard.nets import _packed
+
+        return _packed.whole(network)
+    return network
 
 
 def tensors(network: Any, kind: str) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from modelyard.verbs.report._svg import Plot, legend_rows, line, number, text
+from modelyard.verbs.report._svg import COLOURS, Plot, legend_rows, line, number, text
 from modelyard.verbs.report._words import Say
 
 TAKEN, LEFT, FIRST = "#16a34a", "#9ca3af", "#3b82f6"
@@ -35,11 +35,32 @@ def pareto(data: Mapping[str, Any], say: Say) -> str:
     return plot.svg(told, labels)
 
 
-def section(stages: list[Mapping[str, Any]], drawn: Mapping[str, Any] | None, say: Say, figure: Any, table: Any) -> str:
-    """The report's section: the picture and the table of stages."""
+def sensitivity(data: Mapping[str, Any], say: Say) -> str:
+    """What the metric comes to where units of one layer alone are taken out, a line for each layer; the line across is the least that is allowed."""
+    layers = [layer for layer in data["layers"] if all(v is not None and v == v for v in layer["values"])]
+    ends = [v for layer in layers for v in layer["values"]]
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    pad = 0.08 * (high - low) or 0.01
+    labels = [(layer["name"], COLOURS[i % len(COLOURS)]) for i, layer in enumerate(layers)]
+    plot = Plot(
+        say("sensitivity"), (0.0, 0.8), (low - pad, high + pad), x_label=say("share_out"), y_label=say(data["metric"]),
+        legend_rows=legend_rows([label for label, _ in labels]), height=340,
+    )  # fmt: skip
+    if low - pad <= data["limit"] <= high + pad:
+        plot.body.append(line(plot.left, plot.py(data["limit"]), plot.right, plot.py(data["limit"]), opacity=0.6, dash="5 4"))
+    for layer, (_, colour) in zip(layers, labels, strict=True):
+        plot.curve(layer["shares"], layer["values"], colour)
+        plot.dots(layer["shares"], layer["values"], colour, radius=3.5, opacity=1)
+    told = "; ".join(f"{layer['name']}: " + ", ".join(number(v) for v in layer["values"]) for layer in layers)
+    return plot.svg(told, labels)
+
+
+def section(stages: list[Mapping[str, Any]], pictures: Mapping[str, Any], say: Say, figure: Any, table: Any) -> str:
+    """The report's section: the pictures and the table of stages."""
     if not stages:
         return ""
-    picture = f'<div class="pictures" style="margin-bottom:12px">{figure("pareto", drawn, say)}</div>' if drawn else ""
+    drawn = "".join(figure(name, pictures[name], say) for name in ("pareto", "sensitivity") if pictures.get(name))
+    picture = f'<div class="pictures" style="margin-bottom:12px">{drawn}</div>' if drawn else ""
     head = [say("stage"), say("state"), say("value"), say("kibibytes"), say("ms_one"), say("ms_many"), say("model_settings"), say("reason")]
     rows = []
     for s in stages:

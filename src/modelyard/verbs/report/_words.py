@@ -160,6 +160,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "rows_second": ("rows/s", "行/秒"),
     "answers_differ": ("Answers that differ", "不同的答案数"),
     "largest_difference": ("Largest difference", "最大差异"),
+    "sensitivity": ("Units of one layer taken out", "逐层移除单元的敏感度"),
+    "share_out": ("share of the layer's units", "该层移除单元的比例"),
     "pareto": ("Metric against size", "指标与大小"),
     "kibibytes": ("KiB", "KiB"),
     "ms_one": ("ms, one row", "毫秒(一行)"),

@@ -39,7 +39,7 @@ def render(report: Report, lang: str = "en") -> str:
     say = words(lang)
     sections = [
         ("search", search(report.search, say, _figure, table)),
-        ("stages", stages(report.stages, report.pictures.get("pareto"), say, _figure, table)),
+        ("stages", stages(report.stages, report.pictures, say, _figure, table)),
         ("training", _training(report, say)),
         ("leaderboard", _leaderboard(report, say)),
         ("folds", _folds(report, say)),
@@ -188,7 +188,7 @@ def _evaluation(report: Report, say: Say) -> str:
     order = sorted(report.evaluation, key=lambda split: split != main)
     budget = {"fragments": FRAGMENTS, "pictures": PICTURE_CHARACTERS, "left_out": 0}
     parts = [_split(report.evaluation[split], split, split == main, say, budget) for split in order]
-    drawn = "".join(_figure(name, data, say) for name, data in report.pictures.items() if name in PICTURES and name != "pareto")
+    drawn = "".join(_figure(name, data, say) for name, data in report.pictures.items() if name in PICTURES and name not in ("pareto", "sensitivity"))
     whole = f'<div class="pictures" style="margin-top:12px">{drawn}</div>' if drawn else ""
     return "".join([*parts[:1], whole, *parts[1:]])
 

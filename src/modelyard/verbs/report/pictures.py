@@ -17,6 +17,7 @@ The data of each name is what `modelyard.metrics._pictures.picture_data` gives (
     metrics         {items: [{name, value, low, high, baseline}]}
     importance      {items: [{name, value, low?, high?}], about?}
     pareto                            {metric, better, limit, points: [{stage, accepted, value, bytes, milliseconds_1}]}
+    sensitivity                       {metric, better, limit, layers: [{name, shares, values}]}
     search_history, search_settings   {metric, better, best, axes: {key: {log, values}}, trials: [{trial, params, state, value, …}]}
 """
 
@@ -33,7 +34,7 @@ from modelyard.verbs.report._matrix import confusion
 from modelyard.verbs.report._points import clusters, predicted_true, residuals
 from modelyard.verbs.report._promises import coverage, reliability, tried
 from modelyard.verbs.report._search import history, settings
-from modelyard.verbs.report._stages import pareto
+from modelyard.verbs.report._stages import pareto, sensitivity
 from modelyard.verbs.report._svg import standalone
 from modelyard.verbs.report._words import Say, words
 
@@ -61,6 +62,7 @@ PICTURES: dict[str, Callable[[Mapping[str, Any], Say], str]] = {
     "balance": partial(counts, title="balance"),
     "lengths": partial(histogram, title="lengths"),
     "pareto": pareto,
+    "sensitivity": sensitivity,
     "search_history": history,
     "search_settings": settings,
 }
