@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,28 @@ def test_channels_of_images_go_in_blocks() -> None:
 
     assert [_left(w, 0.4) for w in (8, 16, 32, 64, 128)] == [5, 10, 16, 32, 80]
     assert [_left(w, 0.01) for w in (17, 40, 64)] == [16, 32, 64] and _left(20, 0.95) == 16 and _left(1, 0.95) == 1
+
+
+def test_a_table_that_is_the_last_matrix_too_is_quantised_in_both_places() -> None:
+    """ONNX Runtime's quantiser turns the matrix of a Gemm where it lies; what else read it met it turned."""
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    from modelyard.verbs.compress.quantise import _apart, _quiet
+
+    table = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    nodes = [helper.make_node("Gather", ["table", "i"], ["x"]), helper.make_node("Gemm", ["x", "table"], ["y"], transB=1)]
+    ends = [helper.make_tensor_value_info("i", TensorProto.INT64, ["n"]), helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 40])]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(table, "table")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    rows = np.arange(40)
+    _apart(model.graph)
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        onnx.save(model, f"{folder}/a.onnx")
+        quantize_dynamic(f"{folder}/a.onnx", f"{folder}/b.onnx", weight_type=QuantType.QInt8)
+        found = onnxruntime.InferenceSession(f"{folder}/b.onnx").run(None, {"i": rows})[0]
+    assert np.abs(found - table @ table.T).max() < 0.1 * np.abs(table @ table.T).max() and (found.argmax(1) == (table @ table.T).argmax(1)).mean() > 0.9
 
 
 def test_mistakes_in_stages_are_all_told() -> None:

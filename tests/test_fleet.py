@@ -80,7 +80,7 @@ def test_callers_keep_their_version_and_shares_are_kept(folders: dict[str, str])
         text = get(server, "/metrics")[1]
         assert text.count("# HELP modelyard_rows_total") == 1 and text.count("modelyard_rows_total{") == 4
         copied = next(line for line in text.splitlines() if f'version="{Model.load(folders["ten"]).version}"' in line and "rows_total{model=\"a\"" in line)
-        assert int(copied.split()[-1]) == 801  # the shadow saw both rounds, and was asked once by its label
+        assert int(copied.split()[-1]) == 804  # the shadow saw both rounds and what three asked of a version or label, and was asked once itself
 
 
 def test_mistakes_in_shares_are_all_told(folders: dict[str, str]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +19,10 @@ import polars as pl
 import pytest
 
 import modelyard
+import servers
 from modelyard import cli
+from modelyard.store import mirror
+from modelyard.store.run import Run
 
 KEY = re.compile(r"[\w./ :-]{1,250}")
 
@@ -192,3 +198,87 @@ def test_a_server_that_refuses_or_is_gone_costs_a_note(
         assert cli.main(["models", "register"]) == 0
         said = capsys.readouterr().err
         assert reason in said and "s3cret" not in said and said.count("was not told") == 2
+
+
+def test_what_is_no_mlflow_costs_a_note_and_gets_no_password(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The page of a proxy, answers of another shape, a redirect to another host; and a network that is out of bounds."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # --offline sets it for the process; here it ends with the test
+    seen: list[str] = []
+    answers = {
+        "page": (200, b"<html>log in</html>"), "list": (200, b"[]"), "shape": (200, b'{"experiment": 3}'), "utf": (200, b"\xff\xfe{"),
+        "moved": (302, b""), "elsewhere": (200, b'{"experiment": {"experiment_id": "1"}}'),
+    }  # fmt: skip
+
+    class Take(BaseHTTPRequestHandler):
+        def take(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            name = self.path.split("/")[1]
+            seen.append(f"{name} {self.headers.get('Authorization', '')}")
+            status, body = answers[name]
+            self.send_response(status)
+            if status == 302:
+                self.send_header("Location", f"http://localhost:{stand.server_address[1]}/elsewhere/api")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = do_PUT = do_DELETE = take
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    stand = ThreadingHTTPServer(("127.0.0.1", 0), Take)
+    thread = threading.Thread(target=stand.serve_forever, daemon=True)
+    thread.start()
+    try:
+        run = train(model="linear")
+        for name in ("page", "list", "shape", "utf", "moved"):
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:s3cret@127.0.0.1:{stand.server_address[1]}/{name}")
+            said: list[str] = []
+            mirror.run(run, "sums", said.append)
+            assert len(said) == 1 and "was not told" in said[0] and "s3cret" not in said[0], name
+        assert {s.split(" ")[0] for s in seen} == {"page", "list", "shape", "utf", "moved"}  # nobody followed
+        count = len(seen)
+        assert cli.main(["models", "register", str(run), "--offline"]) == 0
+        assert "out of bounds" in capsys.readouterr().err and len(seen) == count
+    finally:
+        stand.shutdown()
+        stand.server_close()
+        thread.join()
+
+
+def test_a_loss_that_overflowed_is_left_out(server: tuple[str, Mlflow], place: Path) -> None:
+    _, mlflow = server
+    run = train(model="linear")
+    kept = Run(run)
+    kept.write("run.json", {k: v for k, v in kept.read("run.json").items() if k != "mlflow"})
+    for loss in (1.5, float("nan"), float("inf"), 0.5):
+        kept.event({"event": "epoch", "step": int(loss * 2) if loss < 2 else 9, "loss": loss})
+    said: list[str] = []
+    mirror.run(run, "sums", said.append)
+    assert not said and mlflow.runs["r1"]["metrics"]["train.loss"] == [(3, 1.5), (1, 0.5)]
+
+
+@pytest.mark.skipif("MODELYARD_MLFLOW" not in os.environ, reason="set MODELYARD_MLFLOW to the program mlflow (it starts in 20 s)")
+def test_a_real_server_keeps_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = servers.free_port()
+    kept_at = ["--backend-store-uri", f"sqlite:///{place}/m.db", "--workers", "1"]
+    command = [os.environ["MODELYARD_MLFLOW"], "server", "--host", "127.0.0.1", "--port", str(port), *kept_at]
+    process = subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        servers.listening(process, port, 120)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        run = train(model="linear")
+        told = json.loads((run / "run.json").read_text(encoding="utf-8"))["mlflow"]
+        for words in (["register", str(run)], ["promote", "sums", "1"]):
+            assert cli.main(["models", *words]) == 0
+        server = mirror.Server(f"http://127.0.0.1:{port}")
+        kept = server.ask("GET", "runs/get", {"run_id": told["run"]})["run"]
+        test = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["test"]
+        values = {m["key"]: m["value"] for m in kept["data"]["metrics"]}
+        assert kept["info"]["status"] == "FINISHED" and all(values[f"test.{k}"] == v["value"] for k, v in test.items() if v["value"] is not None)
+        champion = server.ask("GET", "registered-models/alias", {"name": "sums", "alias": "champion"})["model_version"]
+        assert champion["run_id"] == told["run"] and champion["version"] == "1"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +18,7 @@ import modelyard
 from modelyard import cli
 from modelyard.errors import ArtefactError, MachineError, UsageError
 from modelyard.runtime.model import Model
-from modelyard.store import backup, signature
+from modelyard.store import backup, shelf, signature
 from modelyard.store.place import Folder, Place, place_of
 from modelyard.store.registry import Registry, resolve
 
@@ -138,11 +135,12 @@ def test_one_that_dies_while_it_stores_leaves_no_version(shared: str, trained: l
     place: Place = place_of(str(tmp_path / "store"))
     (tmp_path / "loose").write_bytes(b"left by one that died")
     place.put("objects/loose", tmp_path / "loose")
+    monkeypatch.setattr(shelf, "ORPHAN", 0.0)
     gone, size = Registry().gc(keep=1)
-    assert gone == [f"line 1 ({Registry().get('line', 1).version})"] and size >= 21 and len(place.have("objects/")) > before
+    assert gone == [f"line 1 ({Registry().get('line', 1).version})", f"left over: 1 object(s) in {tmp_path / 'store'}"]
+    assert size >= 21 and len(place.have("objects/")) > before
     Registry().gc(keep=1, apply=True)
     assert [v.number for v in Registry().versions()] == [2] and Registry().verify() == [] and "objects/loose" not in place.have("objects/")
-    assert list(place.have("folders/")) == [f"folders/line/{Registry().get('line', 2).version}.json"]
     assert Registry().register(trained[0], "line").number == 3  # a number that garbage had is not given again
 
 
@@ -156,13 +154,15 @@ def test_damage_in_the_store_is_found_and_never_loaded(shared: str, trained: lis
         resolve("models:/line")
     assert len(Registry().verify()) == 1
     victim.unlink()
-    with pytest.raises(MachineError, match="cannot be read"):
+    with pytest.raises(MachineError, match="not there"):
         resolve("models:/line")
-    index = next((tmp_path / "store" / "folders").rglob("*.json"))
-    index.write_text('{"format": 1, "files": {"../../../outside": "' + "0" * 64 + '"}}', encoding="utf-8")
+    assert len(Registry().verify()) == 1
+    victim.write_bytes(whole)
+    assert resolve("models:/line") is not None
+    with psycopg.connect(shared) as connection:
+        connection.execute("update modelyard.contents set files = replace(files, 'examples.json', '../../../outside')")
     with pytest.raises(ArtefactError, match="outside"):
         resolve("models:/line")
-    victim.write_bytes(whole)
 
 
 def test_a_signature_that_comes_later_reaches_every_copy(
@@ -180,8 +180,8 @@ def test_a_signature_that_comes_later_reaches_every_copy(
     monkeypatch.setenv("MODELYARD_TRUST", str(public))
     with pytest.raises(ArtefactError):
         Model.load(old)
-    assert resolve("models:/line") == old
-    assert Model.load(old).name == "line"
+    new = resolve("models:/line")
+    assert new is not None and new != old and Model.load(new).name == "line"  # who has the old copy open keeps it
 
 
 def test_backup_and_restore_move_between_the_two_forms(shared: str, trained: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -208,49 +208,3 @@ def test_backup_and_restore_move_between_the_two_forms(shared: str, trained: lis
     assert Registry().get("line").number == 2 and Registry().verify() == [] and Registry().tables() == embedded.tables()
     Registry().point(Registry().get("line", 1), "champion", "its history goes on")
     assert [h["number"] for h in Registry().history("line")] == [2, 3, 2, 1]
-
-
-def test_passwords_and_what_is_missing_are_told_rightly(
-    shared: str, trained: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["models", "register", str(trained[0])]) == 0
-    wrong = shared.replace("s3cret", "wr0ng")
-    for place in (shared, wrong):
-        assert cli.main(["models", "show", "nobody", f"path={place}"]) != 0
-    said = "".join(capsys.readouterr())
-    assert "s3cret" not in said and "wr0ng" not in said and "***" in said and "authentication" in said
-    monkeypatch.delenv("MODELYARD_STORE")
-    with pytest.raises(UsageError, match="MODELYARD_STORE must say"):
-        Registry()
-
-
-def test_a_bucket_keeps_the_folders(shared: str, trained: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    boto3 = pytest.importorskip("boto3", reason="needs the extra 's3'")
-    pytest.importorskip("moto.server", reason="needs moto[server]")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        named = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}
-        for key, value in {**named, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "MODELYARD_STORE": "s3://models/yard"}.items():
-            monkeypatch.setenv(key, value)
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}").create_bucket(Bucket="models")
-        Registry().register(trained[0], "line")
-        Registry().register(trained[1], "line")
-        elsewhere(monkeypatch, tmp_path)
-        folder = resolve("models:/line/1")
-        assert folder is not None and files(folder) == files(trained[0]) and Registry().verify() == []
-        Registry().gc(keep=1, apply=True)
-        assert [v.number for v in Registry().versions()] == [2] and len(place_of("s3://models/yard").have("folders/")) == 1
-    finally:
-        server.terminate()
-        server.wait()

@@ -25,7 +25,7 @@ transformers = pytest.importorskip("transformers")
 import modelyard
 from modelyard.errors import MachineError, ParityError, Unsupported
 from modelyard.runtime import constraint, vllm
-from modelyard.runtime.desk import Desk
+from modelyard.runtime.desk import Desk, Writer
 from modelyard.runtime.engine import Ask, Text
 from modelyard.runtime.model import Model
 from test_adapted import ASKED, SMALL, fit, greedy, sums
@@ -77,6 +77,8 @@ class Arguments:
     enable_log_requests: bool
     disable_log_stats: bool
     trust_remote_code: bool
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
 
 
 class Stand:
@@ -164,9 +166,10 @@ def test_the_same_client_gets_the_same_answers(written: Path, stand: type[Stand]
 
 def test_rules_seeds_and_those_who_leave_reach_it(written: Path, stand: type[Stand]) -> None:
     model = Model.load(written)
-    desk = Desk.of(model, slots=2, writer="vllm")
+    desk = Desk.of(model, slots=2, writer=Writer("vllm", 2, 3))
     try:
         rule = desk.rule("regex", json.dumps("[fi]+"), lambda whole: constraint.regex("[fi]+", whole))  # the vocabulary has no brackets for objects
+        assert (stand.made[0].args.tensor_parallel_size, stand.made[0].args.pipeline_parallel_size) == (2, 3)
         prompt = desk.prompt("one and two is ")
         ask = Ask(prompt=prompt, max_tokens=3, temperature=0.5, generator=np.random.default_rng(3), constraint=rule.text(desk.vocabulary.pieces))
         text, _ = desk.write(ask)
@@ -198,5 +201,7 @@ def test_what_is_not_equal_or_not_there_is_refused(written: Path, stand: type[St
     monkeypatch.chdir(tmp_path)
     pl.DataFrame({"a": np.random.default_rng(0).normal(size=60), "y": ["n", "y"] * 30}).write_csv("t.csv")
     plain = modelyard.train(data="t.csv", target="y", model="linear", quiet=True)
+    with pytest.raises(Unsupported, match="divides a language model over several"):
+        modelyard.serve(str(written), tensor_parallel=2)
     with pytest.raises(Unsupported, match="no model here does"):
         modelyard.serve(str(plain.model), writer="vllm")

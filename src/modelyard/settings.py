@@ -331,4 +331,5 @@ HIDDEN = "***"
 
 def without_password(path: str) -> str:
     """A database URL with `***`: what is kept in a run is read by many. `${env:NAME}` stays, and can be read again."""
-    return re.sub(r"(://[^:/@\s]*):[^@/]*@", rf"\1:{HIDDEN}@", path)
+    hidden = re.sub(r"(://[^:/@\s]*):[^@/]*@", rf"\1:{HIDDEN}@", path)
+    return re.sub(r"([?&](?:ssl)?password=)[^&\s]*", rf"\1{HIDDEN}", hidden) if "://" in hidden else hidden

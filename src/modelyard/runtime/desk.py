@@ -8,6 +8,7 @@ import threading
 import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -24,6 +25,18 @@ from modelyard.runtime.vocabulary import Vocabulary
 
 RULES = 32
 """Grammars that are kept with their masks: clients send the same schema again and again."""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who chooses the tokens: our engine on one device, or vLLM on as many as its two numbers say."""
+
+    name: str = "own"
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+
+
+OWN = Writer()
 
 
 class Writing(Protocol):
@@ -108,8 +121,8 @@ class Desk:
         self.making = threading.Lock()
 
     @classmethod
-    def of(cls, model: Any, *, slots: int = SLOTS, memory: int = MEMORY, writer: str = "own") -> Desk:
-        """The desk of a loaded model (`runtime/model.Model`); `writer` is own or vllm. Raises `Unsupported` where it does not write."""
+    def of(cls, model: Any, *, slots: int = SLOTS, memory: int = MEMORY, writer: Writer = OWN) -> Desk:
+        """The desk of a loaded model (`runtime/model.Model`). Raises `Unsupported` where it does not write."""
         if not writes(model):
             raise Unsupported(f"{model.name} does not write: it has no decoder; use modelyard predict", "use")
         column, state = model.pipeline.inputs[0], model.pipeline.outputs[0].state
@@ -125,10 +138,10 @@ class Desk:
             model.graphs["decoder"].fresh(), state.tokenizer, template=getattr(state, "template", None) or None,
             special=_special(getattr(state, "settings", "")), read=read,
         )  # fmt: skip
-        if writer == "vllm":
+        if writer.name == "vllm":
             from modelyard.runtime import vllm
 
-            desk.engine = vllm.start(model, desk, slots, memory)
+            desk.engine = vllm.start(model, desk, slots, memory, writer)
         else:
             desk.engine = Stepping(desk.decoder, vocabulary=desk.vocabulary, **fitting(desk.decoder, slots, memory))
         return desk

@@ -23,7 +23,7 @@ from modelyard.errors import MachineError, ParityError
 from modelyard.runtime.engine import TIE, Ask, Engine, Said, Text
 
 if TYPE_CHECKING:
-    from modelyard.runtime.desk import Desk
+    from modelyard.runtime.desk import Desk, Writer
 
 PROVEN = 32
 """Stored examples that both write before anybody is answered."""
@@ -31,9 +31,9 @@ LENGTH = 24
 """Tokens of each."""
 
 
-def start(model: Any, desk: Desk, slots: int, memory: int) -> Vllm:
+def start(model: Any, desk: Desk, slots: int, memory: int, writer: Writer) -> Vllm:
     """The engine of a loaded model, proven equal. Raises `MachineError` where vLLM is absent or does not start, `ParityError`."""
-    engine = Vllm(str(model.folder), desk, slots, memory)
+    engine = Vllm(str(model.folder), desk, slots, memory, writer)
     try:
         _prove(model, desk, engine)
     except BaseException:
@@ -45,7 +45,7 @@ def start(model: Any, desk: Desk, slots: int, memory: int) -> Vllm:
 class Vllm:
     """`runtime/desk.Writing` over vLLM's asynchronous engine, whose loop runs in a thread of its own."""
 
-    def __init__(self, folder: str, desk: Desk, slots: int, memory: int) -> None:
+    def __init__(self, folder: str, desk: Desk, slots: int, memory: int, writer: Writer) -> None:
         try:
             import vllm
         except ModuleNotFoundError:
@@ -63,6 +63,7 @@ class Vllm:
         settings = vllm.AsyncEngineArgs(
             model=folder, dtype="auto", max_model_len=self.length, max_num_seqs=slots, kv_cache_memory_bytes=memory, generation_config="vllm",
             enable_log_requests=False, disable_log_stats=True, trust_remote_code=False,
+            tensor_parallel_size=writer.tensor_parallel, pipeline_parallel_size=writer.pipeline_parallel,
         )  # fmt: skip
         self.thread = threading.Thread(target=self._run, args=(settings,), name="vllm", daemon=True)
         self.thread.start()

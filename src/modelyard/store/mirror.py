@@ -12,6 +12,7 @@ import base64
 import calendar
 import contextlib
 import json
+import math
 import os
 import time
 import urllib.error
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from modelyard.settings import without_password
+from modelyard.store import hub
 from modelyard.store.registry import Registry, Version
 from modelyard.store.run import Run
 
@@ -30,6 +32,8 @@ PATIENCE = 10.0
 """Seconds for an answer."""
 BATCH = {"metrics": 1000, "params": 100}
 """MLflow takes so many of each at once."""
+LARGEST = 64 * 2**20
+"""Bytes of an answer that are read."""
 LONGEST = 6000
 """Characters of a parameter that MLflow keeps."""
 TOLD = ("report.html", "report.zh.html", "metrics.json", "config.yaml", "model/manifest.json")
@@ -44,6 +48,21 @@ class Refused(Exception):
         self.code = code
 
 
+WRONG = (Refused, KeyError, TypeError, AttributeError, ValueError, OSError)
+"""What may go wrong with a server that is another, or of another version, than it seems."""
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, Refused) else f"its answer is not one of MLflow ({error!r})"[:200]
+
+
+class _Straight(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect, which would take the password along to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 class Server:
     """An MLflow server by its address."""
 
@@ -52,6 +71,8 @@ class Server:
         parts = urllib.parse.urlsplit(address)
         if parts.scheme not in ("http", "https"):
             raise Refused("it is no http:// or https:// address; start one with: mlflow server")
+        if hub.offline():
+            raise Refused("the network is out of bounds (--offline or HF_HUB_OFFLINE=1)")
         user, password = (urllib.parse.unquote(x) if x else os.environ.get(f"MLFLOW_TRACKING_{n}") for x, n in (
             (parts.username, "USERNAME"), (parts.password, "PASSWORD")))  # fmt: skip
         token = os.environ.get("MLFLOW_TRACKING_TOKEN")
@@ -69,7 +90,14 @@ class Server:
             url += "?" + urllib.parse.urlencode(body or {})
         else:
             data = json.dumps(body or {}).encode("utf-8")
-        return json.loads(self._send(urllib.request.Request(url, data, self.headers, method=method)) or b"{}")  # type: ignore[no-any-return]
+        raw = self._send(urllib.request.Request(url, data, self.headers, method=method))
+        try:
+            found = json.loads(raw or b"{}")
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):  # the page of a proxy, such as a login
+            raise Refused(f"{path} was answered with no JSON object: is it an MLflow server?")
+        return found
 
     def upload(self, artefacts: str, name: str, path: Path) -> None:
         """Stores a file beside a run, where the server takes files (`mlflow-artifacts:`). Raises `Refused`."""
@@ -80,8 +108,8 @@ class Server:
 
     def _send(self, request: urllib.request.Request) -> bytes:
         try:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-                return bytes(answer.read())
+            with urllib.request.build_opener(_Straight).open(request, timeout=PATIENCE) as answer:
+                return bytes(answer.read(LARGEST))
         except urllib.error.HTTPError as error:
             with error:
                 raw = error.read()[:2000]
@@ -103,8 +131,8 @@ def run(folder: Path, project: str, say: Callable[[str], None]) -> None:
         server = Server(address)
         told = _run(server, kept, project)
         kept.update(mlflow=told)
-    except Refused as error:
-        say(f"MLflow at {without_password(address)} was not told of {folder}: {error}. The run itself is whole")
+    except WRONG as error:
+        say(f"MLflow at {without_password(address)} was not told of {folder}: {_said(error)}. The run itself is whole")
 
 
 def _run(server: Server, kept: Run, project: str) -> dict[str, str]:
@@ -116,8 +144,8 @@ def _run(server: Server, kept: Run, project: str) -> dict[str, str]:
     info = server.ask("POST", "runs/create", start)["run"]["info"]
     try:
         _tell(server, info, kept, facts)
-    except Refused:
-        with contextlib.suppress(Refused):
+    except WRONG:
+        with contextlib.suppress(*WRONG):
             server.ask("POST", "runs/update", {"run_id": info["run_id"], "status": "KILLED", "end_time": _milliseconds(None)})
         raise
     state = {"finished": "FINISHED", "failed": "FAILED"}.get(str(facts.get("state")), "KILLED")
@@ -177,7 +205,7 @@ def _metrics(kept: Run, facts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for split, found in kept.read("metrics.json").items():
         for name, value in _flat(found if isinstance(found, Mapping) else {}, f"{split}."):
             path, _, end = name.rpartition(".")
-            if end in ("value", "low", "high") and isinstance(value, int | float):
+            if end in ("value", "low", "high") and _finite(value):
                 yield {"key": path if end == "value" else name, "value": value, "timestamp": when, "step": 0}
 
 
@@ -186,8 +214,13 @@ def _course(events: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for event in events:
         if event.get("event") == "epoch":
             for name in ("loss", "valid_loss", "lr"):
-                if isinstance(value := event.get(name), int | float):
+                if _finite(value := event.get(name)):
                     yield {"key": f"train.{name}", "value": value, "timestamp": _milliseconds(event.get("time")), "step": int(event.get("step") or 0)}
+
+
+def _finite(value: Any) -> bool:
+    """JSON has no NaN, which a loss that overflowed is."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def version(registry: Registry, found: Version, say: Callable[[str], None]) -> None:
@@ -204,8 +237,8 @@ def version(registry: Registry, found: Version, say: Callable[[str], None]) -> N
                 server.ask("DELETE", "registered-models/alias", {"name": found.name, "alias": alias})
         for alias in found.aliases:
             server.ask("POST", "registered-models/alias", {"name": found.name, "alias": alias, "version": number})
-    except Refused as error:
-        say(f"MLflow at {without_password(address)} was not told of {found.name} {found.number}: {error}. The registry itself is as it should be")
+    except WRONG as error:
+        say(f"MLflow at {without_password(address)} was not told of {found.name} {found.number}: {_said(error)}. The registry itself is as it should be")
 
 
 def _model(server: Server, name: str) -> dict[str, Any]:
@@ -227,11 +260,18 @@ def _version(server: Server, registry: Registry, found: Version) -> str:
     told = found.facts.get("mlflow") or {}
     linked = {"run_id": told["run"]} if told.get("server") == server.told else {}
     made = {
-        "name": found.name, "source": f"modelyard://{registry.folder(found).resolve()}", **linked,
+        "name": found.name, "source": _source(registry, found), **linked,
         "tags": [{"key": "modelyard.version", "value": found.version}, {"key": "modelyard.number", "value": str(found.number)},
                  {"key": "modelyard.registry", "value": registry.told}],
     }  # fmt: skip
     return str(server.ask("POST", "model-versions/create", made)["model_version"]["version"])
+
+
+def _source(registry: Registry, found: Version) -> str:
+    """Where the folder lies; a version in storage is named, since a copy of it here is of no use to others."""
+    if registry.embedded:
+        return f"modelyard://{registry.folder(found).resolve()}"
+    return f"modelyard:/{urllib.parse.quote(found.name)}/{found.number}"
 
 
 def _milliseconds(text: Any) -> int:

@@ -1,14 +1,11 @@
-"""Versions of models in one place: a folder of model folders and an SQLite file that names them; or PostgreSQL and a bucket, for many machines.
+"""Versions of models in one place: folders that are never changed, and records that name them.
 
-    registry/registry.sqlite                 versions, aliases and their history
-    registry/models/NAME/VERSION/            model folders, never changed
+    registry/registry.sqlite                 versions, aliases and their history     or postgresql://HOST/DATABASE
+    registry/models/NAME/VERSION/            model folders                           or s3://BUCKET/PREFIX
 
-With a URL (`postgresql://…`) the rows lie in that database, the folders as objects where MODELYARD_STORE says (store/objects.py), and this machine
-keeps copies of those that it was asked for.
-
-A version is copied aside, hashed, renamed and then written to SQLite in one transaction: a process that dies between leaves a folder that nobody
-names, which the next `register` of the same model takes up and `gc` removes. Aliases (`champion`, `challenger`, …) move in one transaction with a line of
-history, which `rollback` walks back.
+A folder is stored first (copied aside, hashed, renamed; or sent to storage) and written to the records in one transaction after that: a process that dies
+between leaves files that nobody names, which the next `register` of the same model takes up and `gc` removes. Aliases (`champion`, `challenger`, …) move
+in one transaction with a line of history, which `rollback` walks back.
 """
 
 from __future__ import annotations
@@ -18,35 +15,33 @@ import os
 import re
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from modelyard.errors import ArtefactError, Problem, UsageError
-from modelyard.settings import without_password
-from modelyard.store import atomic, objects, records, sealed, signature
+from modelyard.errors import ArtefactError, GateFailed, ModelyardError, UsageError
 from modelyard.store import folder as store
+from modelyard.store import signature
 from modelyard.store.place import place_of
+from modelyard.store.records import NAMES, Database, Postgres, Records, Sqlite
 from modelyard.store.run import now
+from modelyard.store.shelf import Files, Local, Shelf, Stored, Taken, parse
 
 PLACE = "MODELYARD_REGISTRY"
-"""Environment variable with the folder of the registry, or the URL of a database; without it `registry` in the working folder."""
+"""Environment variable with the registry's folder, or the URL of its records (postgresql://…); without it `registry` in the working folder."""
 STORE = "MODELYARD_STORE"
-"""Environment variable with the place of the folders of a registry in a database: s3://BUCKET/PREFIX, or a folder that all machines see."""
-CACHE = "MODELYARD_CACHE"
-"""Environment variable with the folder of copies; without it one of the user's cache."""
+"""Environment variable with the storage of the folders: s3://BUCKET/PREFIX, or a folder that all machines see."""
 REFERENCE = re.compile(r"models:/?([^@:/]+)(?:[@]([^@:/]+)|[:/](\d+|[0-9a-f]{12}))?")
 NAME = re.compile(r"[\w][\w.-]{0,99}")
 CHAMPION = "champion"
 KEEP = 5
 """Newest versions of a name that garbage collection keeps anyway."""
-ORPHAN = 3600.0
-"""Seconds after which a folder that no version names was left by a process that died."""
-LEFT_OUT = {store.MANIFEST, signature.FILE}
+TRIES = 5
+"""Times that a folder is stored anew because garbage collection took it before the records named it."""
+ANY = -1
+"""In the place of the number that an alias must have had."""
 
 
 @dataclass
@@ -65,73 +60,75 @@ class Version:
 
 
 class Registry:
-    """A registry. All methods are safe beside other processes, and in a database beside other machines."""
+    """A registry: embedded (a folder), or by URL. All methods are safe beside other processes.
 
-    def __init__(self, place: Path | str | None = None) -> None:
-        text = str(place or os.environ.get(PLACE) or "registry")
-        self.told, self.stored = without_password(text), None
-        """For people: without the password. And where folders are kept, if not here."""
-        if not text.startswith(("postgresql://", "postgres://")):
-            self.place = Path(text)
-            self.records: records.Sqlite | records.Postgres = records.Sqlite(self.place / "registry.sqlite")
-            return
-        kept = os.environ.get(STORE)
-        if kept is None:
-            detail = Problem("is not set", STORE, "Write s3://BUCKET/PREFIX, or a folder that all machines see.")
-            raise UsageError(f"{self.told} holds the rows of a registry; {STORE} must say where its model folders lie", [detail])
-        self.records, self.stored = records.Postgres(text), place_of(kept)
-        cache = os.environ.get(CACHE) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modelyard"
-        self.place = Path(cache) / "registry" / sha256(f"{self.told} {kept}".encode()).hexdigest()[:12]
+    `place` is a folder or `postgresql://USER@HOST/DATABASE`; `store` is `s3://BUCKET/PREFIX` or a folder that all machines see, and may be left out
+    where `place` is a folder.
+    """
 
-    @contextmanager
-    def _open(self, make: bool = False) -> Iterator[records.Rows]:
-        if not make and not self.records.there():
-            raise ArtefactError(f"there is no registry at {self.told}; register a model, or set {PLACE} to its folder")
-        with self.records.transaction() as db:
-            yield db
+    def __init__(self, place: Path | str | None = None, store: str | None = None) -> None:
+        if place is None:
+            place, store = os.environ.get(PLACE) or "registry", store or os.environ.get(STORE)
+        hint = f"register a model, or set {PLACE} to its folder or URL"
+        scheme = re.match(r"([A-Za-z][\w+.-]*)://", str(place))
+        if scheme and scheme[1].lower() not in ("postgresql", "postgres"):
+            raise UsageError(f"a registry is a folder or postgresql://HOST/DATABASE; got {scheme[0]}…")
+        if scheme and not (store := store or os.environ.get(STORE)):
+            raise UsageError(f"a registry by URL keeps its folders in storage; set {STORE} to s3://BUCKET/PREFIX (or give store=)")
+        self.records: Records = Postgres(str(place), hint) if scheme else Sqlite(Path(place) / "registry.sqlite", hint)
+        self.shelf: Shelf = Stored(place_of(store)) if store else Local(Path(place))
+        self.place = Path() if scheme else Path(place)
+        """The folder of an embedded registry."""
+
+    @property
+    def told(self) -> str:
+        """For people: without the password."""
+        return self.records.where
+
+    @property
+    def embedded(self) -> bool:
+        """Whether all of it is one folder."""
+        return isinstance(self.records, Sqlite) and isinstance(self.shelf, Local)
 
     # -- versions -------------------------------------------------------------------------------------------------------
 
     def register(self, model: Path, name: str | None = None, key: Path | None = None, encrypt: bool = False) -> Version:
-        """Copies a model folder (every file checked against its manifest) and gives it the next number; the same model again is found again.
+        """Stores a model folder (every file checked against its manifest) and gives it the next number; the same model again is found again.
 
-        `key` signs the copy; `encrypt` seals it (store/sealed.py).
+        `key` signs what is stored; `encrypt` seals it (store/sealed.py).
         """
         manifest = store.read(model)
         name = str(manifest["name"]) if name is None else name
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} is no name of a model; use letters, digits, - _ . and no more than 100 of them: name=NAME")
         version = store.version(model)
-        target = self.place / "models" / name / version
-        if self.stored is not None and not target.exists() and f"folders/{name}/{version}.json" in self.stored.have(f"folders/{name}/{version}"):
-            objects.fetch(self.stored, name, version, target)  # another machine sealed or signed it: there is one such folder
-        if target.exists():
-            there = store.read(target)
-            if encrypt and not sealed.is_sealed(there):
-                raise ArtefactError(f"{name} has {version} already, and not encrypted; take it away first: modelyard models gc keep=0 apply=true")
-        elif encrypt and not sealed.is_sealed(manifest):
-            atomic.make_folder(target.parent)
-            sealed.seal(model, target)
-        else:
-            _copy(model, target, manifest)
-        if key is not None:
-            signature.sign(target, key)
-        with self._open(make=True) as db:
-            if self.stored is not None:  # within the transaction: garbage is collected in another
-                objects.keep(self.stored, name, version, target)
-            number = db.execute("select number from versions where name=? and version=?", (name, version)).fetchone()
-            if number is None:
-                number = (db.execute("select coalesce(max(last), 0) + 1 from counters where name=?", (name,)).fetchone()[0],)
-                # a number that garbage had is not given again
-                db.execute("insert into counters values (?, ?) on conflict (name) do update set last = excluded.last", (name, number[0]))
-                facts = json.dumps(_facts(model, manifest), ensure_ascii=False)
-                db.execute("insert into versions values (?, ?, ?, ?, ?)", (name, number[0], version, now(), facts))
-        return self.get(name, number[0])
+        for _ in range(TRIES):
+            taken = self.shelf.take(model, name, version, self._files(name, version), key, encrypt)
+            with self.records.open(make=True) as db:
+                if not self.shelf.holds(taken) or _files(db, name, version) != taken.before:
+                    continue  # garbage collection took it, or another process signed it meanwhile
+                number = _number(db, name, version)
+                if number is None:
+                    number = int(db.execute("select coalesce(max(last), 0) + 1 from counters where name=?", (name,)).fetchone()[0])
+                    db.execute("delete from counters where name=?", (name,))
+                    db.execute("insert into counters values (?, ?)", (name, number))  # a number that garbage had is not given again
+                    facts = json.dumps(_facts(model, manifest), ensure_ascii=False)
+                    db.execute("insert into versions values (?, ?, ?, ?, ?)", (name, number, version, now(), facts))
+                _keep_files(db, number, taken)
+            return self.get(name, number)
+        raise ArtefactError(f"{name} {version} changed again and again while it was registered; register it again")
+
+    def _files(self, name: str, version: str) -> Files | None:
+        """What the records say of the files of a version; None where it is new or lies in a folder."""
+        if not self.records.there():
+            return None
+        with self.records.open() as db:
+            return _files(db, name, version)
 
     def versions(self, name: str | None = None) -> list[Version]:
         """All of a name, or of all names, oldest first."""
-        with self._open() as db:
-            rows = db.execute("select * from versions where name = coalesce(?, name) order by name, number", (name,)).fetchall()
+        with self.records.open() as db:
+            rows = db.execute("select * from versions where cast(? as text) is null or name=? order by name, number", (name, name)).fetchall()
             aliases = db.execute("select name, alias, number from aliases order by alias").fetchall()
         return [Version(n, i, v, t, [a for m, a, j in aliases if (m, j) == (n, i)], json.loads(facts)) for n, i, v, t, facts in rows]
 
@@ -151,39 +148,54 @@ class Registry:
         raise ArtefactError(f"{name} has no version or alias {text!r}; there are: {there}")
 
     def folder(self, version: Version) -> Path:
-        """Its model folder; fetched where it is not here, or was signed or given another key elsewhere."""
-        target = self.place / "models" / version.name / version.version
-        if self.stored is not None and not objects.same(self.stored, version.name, version.version, target, LEFT_OUT):
-            shutil.rmtree(target, ignore_errors=True)
-            try:
-                objects.fetch(self.stored, version.name, version.version, target)
-            except OSError:
-                if not target.exists():  # else another process was faster
-                    raise
-        return target
+        """Its model folder; one that lies in storage is fetched into the cache (`MODELYARD_CACHE`), where every file is checked."""
+        if isinstance(self.shelf, Local):
+            return self.shelf.folder(version.name, version.version, None)
+        return self.shelf.folder(version.name, version.version, self._files(version.name, version.version))
 
-    def changed(self, version: Version) -> None:
-        """Keeps what was added to its folder here: a signature, another key."""
-        if self.stored is not None:
-            with self._open():
-                objects.keep(self.stored, version.name, version.version, self.place / "models" / version.name / version.version)
+    @contextmanager
+    def changing(self, version: Version) -> Iterator[Path]:
+        """Its folder, to be signed or to be given another key; what was changed is stored when the block ends."""
+        if isinstance(self.shelf, Local):
+            yield self.folder(version)
+            return
+        before = self._files(version.name, version.version)
+        with tempfile.TemporaryDirectory() as aside:
+            folder = Path(aside) / "model"
+            shutil.copytree(self.shelf.folder(version.name, version.version, before), folder)
+            yield folder
+            taken = self.shelf.take(folder, version.name, version.version, None, None, False)
+        with self.records.open(write=True) as db:
+            if _files(db, version.name, version.version) != before or not self.shelf.holds(taken):
+                raise ArtefactError(f"{version.name} {version.number} was changed by another process meanwhile; do it again")
+            _keep_files(db, version.number, taken)
 
     # -- aliases --------------------------------------------------------------------------------------------------------
 
-    def point(self, version: Version, alias: str, why: str) -> int | None:
-        """Gives the alias to a version; the number that had it before."""
+    def point(self, version: Version, alias: str, why: str, before: int | None = ANY) -> int | None:
+        """Gives the alias to a version; the number that had it before.
+
+        Where `before` is given (None for nobody) and another version has the alias by now, nothing moves and `GateFailed` is raised: of two
+        processes that compared with the same champion one wins.
+        """
         if not re.fullmatch(r"[A-Za-z][\w-]{0,49}", alias):
             raise UsageError(f"{alias!r} is no alias; use a word such as champion or challenger")
-        with self._open() as db:
-            before = db.execute("select number from aliases where name=? and alias=?", (version.name, alias)).fetchone()
-            given = (version.name, alias, version.number)
-            db.execute("insert into aliases values (?, ?, ?) on conflict (name, alias) do update set number = excluded.number", given)
-            _tell(db, version.name, alias, version.number, before[0] if before else None, why)
-        return before[0] if before else None
+        name, number = version.name, version.number
+        with self.records.open(write=True) as db:
+            if db.execute("select 1 from versions where name=? and number=?", (name, number)).fetchone() is None:
+                raise ArtefactError(f"{name} {number} is not in {self.told} any more")
+            row = db.execute("select number from aliases where name=? and alias=?", (name, alias)).fetchone()
+            present = row[0] if row else None
+            if before != ANY and present != before:
+                raise GateFailed(f"{name}@{alias} became {present} while {number} was compared with {before}; nothing was moved: compare again")
+            db.execute("delete from aliases where name=? and alias=?", (name, alias))
+            db.execute("insert into aliases values (?, ?, ?)", (name, alias, number))
+            _tell(db, name, alias, number, present, why)
+        return present
 
     def unpoint(self, name: str, alias: str, why: str) -> None:
         """Takes an alias away."""
-        with self._open() as db:
+        with self.records.open(write=True) as db:
             before = db.execute("select number from aliases where name=? and alias=?", (name, alias)).fetchone()
             if before is None:
                 raise ArtefactError(f"{name} has no alias {alias!r}")
@@ -192,7 +204,7 @@ class Registry:
 
     def rollback(self, name: str, alias: str = CHAMPION) -> Version:
         """Gives the alias back to the version that had it before the present one. Again and again goes further back."""
-        with self._open() as db:
+        with self.records.open(write=True) as db:
             present = db.execute("select number from aliases where name=? and alias=?", (name, alias)).fetchone()
             trail: list[int | None] = []
             for number, why in db.execute("select number, why from history where name=? and alias=? order by id", (name, alias)).fetchall():
@@ -209,103 +221,129 @@ class Registry:
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """Every move of an alias, oldest first."""
-        with self._open() as db:
+        with self.records.open() as db:
             rows = db.execute("select alias, number, previous, time, why from history where name=? order by id", (name,)).fetchall()
         return [dict(zip(("alias", "number", "previous", "time", "why"), row, strict=True)) for row in rows]
 
     # -- housekeeping ---------------------------------------------------------------------------------------------------
 
     def verify(self, name: str | None = None, trusted: Path | None = None) -> list[str]:
-        """What is wrong with the folders: damaged or missing files, signatures that are missing."""
+        """What is wrong with the folders: damaged or missing files, signatures that are missing. What lies in storage is fetched again for it."""
         problems = []
         for v in self.versions(name):
+            files = None if isinstance(self.shelf, Local) else self._files(v.name, v.version)
             try:
-                if self.stored is not None:
-                    with tempfile.TemporaryDirectory() as aside:
-                        objects.fetch(self.stored, v.name, v.version, Path(aside) / v.version)
-                store.read(self.folder(v))
-                if trusted is not None and not signature.signed_by(self.folder(v), trusted):
-                    problems.append(f"{v.name} {v.number}: not signed by a key of {trusted}")
-            except ArtefactError as error:
+                with self.shelf.fresh(v.name, v.version, files) as folder:
+                    store.read(folder)
+                    if store.version(folder) != v.version:
+                        problems.append(f"{v.name} {v.number}: is {store.version(folder)} and not {v.version}")
+                    if trusted is not None and not signature.signed_by(folder, trusted):
+                        problems.append(f"{v.name} {v.number}: not signed by a key of {trusted}")
+            except ModelyardError as error:
                 problems += [f"{v.name} {v.number}: {error.message}", *(f"{v.name} {v.number}: {p}" for p in error.details)]
         return problems
 
     def gc(self, keep: int = KEEP, apply: bool = False) -> tuple[list[str], int]:
         """(what goes, bytes): versions without an alias that are not among the newest `keep` of their name and no parent of what stays,
-        and folders that no version names. Only with `apply` it goes."""
+        and files that no version names. Only with `apply` it goes."""
         every = self.versions()
-        numbers = {name: sorted(v.number for v in every if v.name == name)[-keep:] if keep else [] for name in {v.name for v in every}}
-        kept = {v.version for v in every if v.aliases or v.number in numbers[v.name]}
-        waiting = set(kept)
-        while waiting:  # parents of what stays, and theirs
-            parents = {p for v in every if v.version in waiting for p in v.facts.get("parents", [])}
-            waiting = {v.version for v in every if v.version in parents} - kept
-            kept |= waiting
-        here = lambda v: self.place / "models" / v.name / v.version  # noqa: E731
-        named = {here(v) for v in every}
+        kept = _needed(every, keep)
+        with self.records.open() as db:
+            named = _named(db)
         old = [v for v in every if v.version not in kept]
-        orphans = [p for p in self.place.glob("models/*/*") if p not in named and time.time() - p.stat().st_mtime > ORPHAN]
-        size = sum(map(_size, [p for p in [*map(here, old), *orphans] if p.exists()]))
+        gone = {(v.name, v.version): named.pop((v.name, v.version), None) for v in old}
+        left, told, size = self.shelf.left(named, gone)
         if apply:
             for v in old:
-                with self._open() as db:
+                with self.records.open(write=True) as db:
                     if db.execute("select 1 from aliases where name=? and number=?", (v.name, v.number)).fetchone() is not None:
                         continue  # it was given an alias meanwhile
                     db.execute("delete from versions where name=? and number=?", (v.name, v.number))
-                shutil.rmtree(here(v), ignore_errors=True)
-            for path in orphans:
-                shutil.rmtree(path, ignore_errors=True)
-        if self.stored is not None:
-            with self._open() as db:  # alone: nobody keeps a folder meanwhile
-                rows = db.execute("select name, version from versions").fetchall()
-                going = set() if apply else {(v.name, v.version) for v in old}
-                size = objects.sweep(self.stored, {f"{n}/{v}" for n, v in rows if (n, v) not in going}, apply)
-        return [f"{v.name} {v.number} ({v.version})" for v in old] + [f"left over: {p.relative_to(self.place)}" for p in orphans], size
+                    db.execute("delete from contents where name=? and number=?", (v.name, v.number))
+            with self.records.open(write=True) as db:  # nobody can name them while they go
+                self.shelf.remove(left, _named(db))
+        return [f"{v.name} {v.number} ({v.version})" for v in old] + told, size
+
+    # -- as a whole -----------------------------------------------------------------------------------------------------
 
     def tables(self) -> dict[str, list[list[Any]]]:
-        """All rows, as they are at one moment."""
-        with self._open() as db:
-            return {t: [list(r) for r in db.execute(f"select * from {t} order by 1, 2").fetchall()] for t in records.NAMES}
+        """Every row of the tables that a backup holds, of one moment."""
+        with self.records.open() as db:
+            return {table: [list(row) for row in db.execute(f"select * from {table} order by 1, 2").fetchall()] for table in NAMES}
 
-    def fill(self, tables: Mapping[str, list[list[Any]]]) -> None:
-        """Writes all rows of an empty registry."""
-        with self._open(make=True) as db:
-            for table in records.NAMES:
-                for row in tables[table]:
+    def fill(self, rows: dict[str, list[list[Any]]], folders: dict[tuple[str, str], Path]) -> None:
+        """Everything at once, numbers and history included, into an empty registry: `rows` of another one and its folders."""
+        taken = [self.shelf.take(folder, name, version, None, None, False) for (name, version), folder in folders.items()]
+        with self.records.open(make=True) as db:
+            if db.execute("select 1 from versions").fetchone() or db.execute("select 1 from counters").fetchone():
+                raise UsageError(f"{self.told} is not empty; restore into an empty registry with path=")
+            for table in NAMES:
+                for row in rows[table]:
                     db.execute(f"insert into {table} values ({', '.join('?' * len(row))})", row)
-            self.records.counted(db)
+            for one in taken:
+                if not self.shelf.holds(one):
+                    raise ArtefactError(f"files of {one.name} {one.version} went while they were stored; do it again")
+                number = _number(db, one.name, one.version)
+                if number is not None:
+                    _keep_files(db, number, one)
 
-    def empty(self) -> bool:
-        """Whether nothing is registered, nor lies where it would."""
-        if self.stored is not None:
-            return not self.versions()
-        return not (self.place.exists() and any(self.place.iterdir()))
 
-
-def resolve(reference: str) -> Path | None:
-    """The model folder of `models:/NAME@alias` or `models:/NAME/3`; None for what is no such reference. Raises `ArtefactError`."""
+def named(reference: str) -> tuple[str, str | None] | None:
+    """(name, number, digits or alias) of `models:/NAME@ALIAS`; None for what is no such reference. Raises `UsageError`."""
     if not reference.startswith("models:"):
         return None
     match = REFERENCE.fullmatch(reference)
     if match is None:
         raise UsageError(f"{reference!r} is no reference to a model; write models:/NAME@ALIAS or models:/NAME/NUMBER")
+    return match[1], match[2] or match[3]
+
+
+def resolve(reference: str) -> Path | None:
+    """The model folder of `models:/NAME@alias` or `models:/NAME/3`; None for what is no such reference. Raises `ArtefactError`."""
+    wanted = named(reference)
+    if wanted is None:
+        return None
     found = Registry()
-    version = found.get(match[1], match[2] or match[3])
+    version = found.get(*wanted)
     folder = found.folder(version)
     if store.version(folder) != version.version:
         raise ArtefactError(f"{folder} is {store.version(folder)}, and {reference} is {version.version}: it was exchanged; restore it from a backup")
     return folder
 
 
-def _copy(model: Path, target: Path, manifest: dict[str, Any]) -> None:
-    atomic.make_folder(target.parent)
-    with atomic.whole(target) as aside:
-        for name in [*manifest["files"], *LEFT_OUT]:
-            if (model / name).is_file():
-                (aside / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(model / name, aside / name)
-                atomic.sync(aside / name)
-        store.read(aside)  # what was copied, not what was read before
+def _number(db: Database, name: str, version: str) -> int | None:
+    row = db.execute("select number from versions where name=? and version=?", (name, version)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def _files(db: Database, name: str, version: str) -> Files | None:
+    query = "select c.files from contents c join versions v on c.name = v.name and c.number = v.number where v.name=? and v.version=?"
+    row = db.execute(query, (name, version)).fetchone()
+    return parse(row[0]) if row else None
+
+
+def _keep_files(db: Database, number: int, taken: Taken) -> None:
+    db.execute("delete from contents where name=? and number=?", (taken.name, number))
+    if taken.files:
+        db.execute("insert into contents values (?, ?, ?)", (taken.name, number, json.dumps(taken.files, ensure_ascii=False)))
+
+
+def _named(db: Database) -> dict[tuple[str, str], Files | None]:
+    """Every version that the records name, with its files in storage."""
+    query = "select v.name, v.version, c.files from versions v left join contents c on c.name = v.name and c.number = v.number"
+    return {(name, version): parse(files) for name, version, files in db.execute(query).fetchall()}
+
+
+def _needed(every: list[Version], keep: int) -> set[str]:
+    """Versions that stay: with an alias, the newest of each name, and the parents of what stays, and theirs."""
+    numbers = {name: sorted(v.number for v in every if v.name == name)[-keep:] if keep else [] for name in {v.name for v in every}}
+    kept = {v.version for v in every if v.aliases or v.number in numbers[v.name]}
+    waiting = set(kept)
+    while waiting:
+        parents = {p for v in every if v.version in waiting for p in v.facts.get("parents", [])}
+        waiting = {v.version for v in every if v.version in parents} - kept
+        kept |= waiting
+    return kept
 
 
 def _facts(model: Path, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -328,9 +366,8 @@ def _parents(manifest: dict[str, Any]) -> Iterator[str]:
             yield version
 
 
-def _size(folder: Path) -> int:
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-
-
-def _tell(db: records.Rows, name: str, alias: str, number: int | None, previous: int | None, why: str) -> None:
-    db.execute("insert into history (name, alias, number, previous, time, why) values (?, ?, ?, ?, ?, ?)", (name, alias, number, previous, now(), why))
+def _tell(db: Database, name: str, alias: str, number: int | None, previous: int | None, why: str) -> None:
+    last = db.execute("select coalesce(max(id), 0) from history").fetchone()[0]
+    db.execute(
+        "insert into history (id, name, alias, number, previous, time, why) values (?, ?, ?, ?, ?, ?, ?)", (last + 1, name, alias, number, previous, now(), why)
+    )

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from modelyard.errors import ArtefactError
+from modelyard.settings import without_password
 from modelyard.store import atomic
 
 PACKAGES = ("modelyard", "numpy", "polars", "torch", "lightgbm", "scikit-learn", "onnxruntime", "tokenizers", "pillow")
@@ -49,7 +50,7 @@ class Run:
             except FileExistsError:
                 number += 1
         run = cls(folder)
-        run.write("run.json", {"state": "started", "started": now(), "argv": sys.argv[1:], "machine": machine()})
+        run.write("run.json", {"state": "started", "started": now(), "argv": [without_password(a) for a in sys.argv[1:]], "machine": machine()})
         (runs / "latest.txt").write_text(folder.name + "\n", encoding="utf-8")
         return run
 

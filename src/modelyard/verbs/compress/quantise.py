@@ -10,6 +10,7 @@ import contextlib
 import logging
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,7 @@ def apply(work: Work, model: Model, config: Config, target: Path) -> Path:
             # the exporter's notes of shapes stand in the way of the quantiser's own inference, which finds them anew
             ready, whole = Path(aside) / "ready.onnx", onnx.load(str(source))
             del whole.graph.value_info[:]
+            _apart(whole.graph)
             onnx.save(whole, str(ready))
             try:
                 if static:
@@ -86,6 +88,19 @@ def apply(work: Work, model: Model, config: Config, target: Path) -> Path:
             raise Unsupported(f"what the quantiser wrote does not run: {error.message[:300]}", "never") from None
 
     return child(model, target, f"quantise {config.how}", rewrite)
+
+
+def _apart(graph: Any) -> None:
+    """Gives each `Gemm` that turns its matrix one of its own: the quantiser turns it where it lies, under everybody else who reads it (a table of embeddings
+    that is the last matrix too)."""
+    users = Counter(name for node in graph.node for name in node.input)
+    held = {t.name: t for t in graph.initializer}
+    for i, node in enumerate(graph.node):
+        turned = node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
+        if turned and users[node.input[1]] > 1 and node.input[1] in held:
+            copy = graph.initializer.add()
+            copy.CopyFrom(held[node.input[1]])
+            copy.name = node.input[1] = f"{node.input[1]}_of_{i}"
 
 
 class _Rows:

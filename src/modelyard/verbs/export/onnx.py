@@ -92,7 +92,7 @@ def _estimator(model: Model, target: Path, inputs: Mapping[str, np.ndarray]) -> 
 
 def _no_decoder(model: Model, form: str) -> None:
     if "decoder" in model.graphs:
-        reason = f"it keeps the keys and values of many texts at once, which its {form} form would copy at every token"
+        reason = "it keeps the keys and values of many texts at once, which a graph would copy at every token"
         raise Unsupported(f"a causal language model is not exported to {form}: {reason}; use export.format: gguf or safetensors", "never")
 
 

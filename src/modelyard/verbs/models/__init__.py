@@ -8,14 +8,15 @@ modelyard predict models:/churn@champion data=new.csv
 
 Also: alias NAME VERSION ALIAS, history NAME, pull NAME[@ALIAS] out=FOLDER, verify [NAME] [trust=FILE], gc [keep=5] [apply=true],
 keygen out=FILE [for=encryption], sign FOLDER key=FILE, encrypt FOLDER out=FOLDER, decrypt FOLDER out=FOLDER, rewrap FOLDER, backup out=FOLDER,
-restore FOLDER. The registry is the folder `registry`, or where `path=` or MODELYARD_REGISTRY say: another folder, or postgresql://… for many
-machines, whose model folders MODELYARD_STORE then places (s3://BUCKET/PREFIX).
+restore FOLDER. The registry is the folder `registry`, or where `path=` or MODELYARD_REGISTRY say: a folder, or postgresql://HOST/DATABASE with
+`store=` or MODELYARD_STORE for the folders (s3://BUCKET/PREFIX).
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,11 +76,12 @@ def run(project: None, *, model: str | None, options: Options) -> Told:
         raise UsageError(f"models has no {args[0]!r}; it takes {', '.join(ACTIONS)}")
     action, least, most, keys = ACTIONS[args[0]]
     given, usage = args[1:], f"modelyard models {args[0]}"
-    unknown = sorted(set(values) - {*keys, "path"})
+    unknown = sorted(set(values) - {*keys, "path", "store"})
     if unknown or not least <= len(given) <= most:
         words = f"{least} to {most}" if least < most else str(least)
-        raise UsageError(f"{usage} takes {words} argument(s) and {', '.join((*keys, 'path'))}=; got {len(given)} and {', '.join(unknown) or 'no other key'}")
-    registry = Registry(values.pop("path", None))
+        known = ", ".join((*keys, "path", "store"))
+        raise UsageError(f"{usage} takes {words} argument(s) and {known}=; got {len(given)} and {', '.join(unknown) or 'no other key'}")
+    registry = Registry(_text(values.pop("path", None)), _text(values.pop("store", None)))
     told = action(registry, given, values)
     if args[0] in MIRRORED:
         from modelyard.store import mirror
@@ -130,7 +132,7 @@ def _promote(registry: Registry, args: list[str], values: dict[str, Any]) -> Tol
     why = worse(found.facts, present.facts if present else None, _text(values.get("metric")))
     if why and not force:
         raise GateFailed(f"{found.name} {found.number} does not become {alias}: {'; '.join(why)}. With force=true it does, and the history says so")
-    registry.point(found, alias, "promoted by force: " + "; ".join(why) if why else "promoted")
+    registry.point(found, alias, "promoted by force: " + "; ".join(why) if why else "promoted", present.number if present else None)
     was = f" (was {present.number})" if present else ""
     return Told(f"{found.name}@{alias} is {found.number} now{was}", [asdict(registry.get(found.name, found.number))])
 
@@ -209,14 +211,12 @@ def _keygen(registry: Registry, args: list[str], values: dict[str, Any]) -> Told
 
 def _sign(registry: Registry, args: list[str], values: dict[str, Any]) -> Told:
     from modelyard.store import signature
-    from modelyard.store.run import model_folder
 
     if "key" not in values:
         raise UsageError("sign needs key=FILE; make one with: modelyard models keygen")
-    folder = model_folder(args[0], Path("runs"))
-    number = signature.sign(folder, Path(str(values["key"])))
-    _changed(args[0])
-    return Told(f"{folder} is signed by {number}", folder=str(folder))
+    with _changing(registry, args[0]) as folder:
+        number = signature.sign(folder, Path(str(values["key"])))
+    return Told(f"{args[0]} is signed by {number}", folder=_lies(folder))
 
 
 def _encrypt(registry: Registry, args: list[str], values: dict[str, Any]) -> Told:
@@ -239,21 +239,29 @@ def _decrypt(registry: Registry, args: list[str], values: dict[str, Any]) -> Tol
 
 def _rewrap(registry: Registry, args: list[str], values: dict[str, Any]) -> Told:
     from modelyard.store import sealed
+
+    with _changing(registry, args[0]) as folder:
+        before, number = sealed.rewrap(folder)
+    return Told(f"{args[0]} opens with the key {number} now (was {before})", folder=_lies(folder))
+
+
+@contextmanager
+def _changing(registry: Registry, given: str) -> Iterator[Path]:
+    """The folder that a user means, to be changed; a version's is stored anew where the registry keeps it in storage."""
+    from modelyard.store.registry import named
     from modelyard.store.run import model_folder
 
-    folder = model_folder(args[0], Path("runs"))
-    before, number = sealed.rewrap(folder)
-    _changed(args[0])
-    return Told(f"{folder} opens with the key {number} now (was {before})", folder=str(folder))
+    reference = named(given)
+    if reference is None:
+        yield model_folder(given, Path("runs"))
+        return
+    with registry.changing(registry.get(*reference)) as folder:
+        yield folder
 
 
-def _changed(reference: str) -> None:
-    """A registry in a database keeps what was added to a folder of its own."""
-    from modelyard.store.registry import REFERENCE, Registry
-
-    if (match := REFERENCE.fullmatch(reference)) is not None:
-        registry = Registry()
-        registry.changed(registry.get(match[1], match[2] or match[3]))
+def _lies(folder: Path) -> str | None:
+    """Where it lies, where that is a folder of this disk and not storage."""
+    return str(folder) if folder.is_dir() else None
 
 
 def _out(command: str, values: dict[str, Any]) -> Path:
@@ -275,7 +283,7 @@ def _restore(registry: Registry, args: list[str], values: dict[str, Any]) -> Tol
     from modelyard.store import backup
 
     count = backup.restore(args[0], registry)
-    return Told(f"{count} version(s) are restored in {registry.told}, every file checked", folder=str(registry.place))
+    return Told(f"{count} version(s) are restored in {registry.told}, every file checked", folder=registry.told)
 
 
 def _named(registry: Registry, args: list[str]) -> Version:

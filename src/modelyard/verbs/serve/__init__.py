@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from modelyard.runtime.model import Model
     from modelyard.verbs.serve.access import Access
     from modelyard.verbs.serve.app import Service
+    from modelyard.verbs.serve.cluster import Cluster
     from modelyard.verbs.serve.fleet import Endpoint
     from modelyard.verbs.serve.rpc import Rpc
 
@@ -122,6 +123,14 @@ class Config:
     """Bytes of a language model's keys and values; where they do not do for its whole context, texts are shorter."""
     writer: Literal["own", "vllm"] = "own"
     """What chooses a language model's tokens: our engine, or vLLM where it is installed, once both have written the stored examples alike."""
+    tensor_parallel: Annotated[int, Between(1, 64)] = 1
+    """Accelerators between which vLLM divides each matrix (and heads) of a language model that is too large for one."""
+    pipeline_parallel: Annotated[int, Between(1, 64)] = 1
+    """Accelerators, or groups of them, between which vLLM divides the layers."""
+    engine: Literal["local", "ray"] = "local"
+    """local: a server on this machine; ray: the same service as replicas on a Ray cluster (RAY_ADDRESS, else one that is started here)."""
+    replicas: Annotated[int, Between(1, 1024)] = 1
+    """Copies of the service on the cluster, each a process with one core."""
     workers: Annotated[int, Between(0, 64)] = 0
     """Processes for each model beside the server's own; 0 predicts in the server. One that dies is replaced, and its work done by another."""
     models: dict[str, Any] | None = None
@@ -130,12 +139,8 @@ class Config:
     `shadow` answers nobody: it gets a copy of every request, for its log and its metrics."""
 
 
-class Server:
-    """A model behind a bound socket: `with serve(model) as s: s.url`.
-
-    Making one loads the model, which replays its stored examples (`ParityError` where an answer differs), and binds the port;
-    connections are answered inside `with` (a thread) or in `forever` (this thread).
-    """
+class Served:
+    """Models behind their routes, before any port: loading one replays its stored examples (`ParityError` where an answer differs)."""
 
     def __init__(self, model: Model | str | Path | None, config: Config, trust_code: bool = False) -> None:
         from modelyard.runtime.model import Model
@@ -151,6 +156,9 @@ class Server:
             raise UsageError("serve.token holds blanks or letters that headers cannot carry; use letters, digits and signs of ASCII")
         if config.name is not None and (not config.name.isprintable() or not config.name or "/" in config.name):
             raise UsageError(f"serve.name={config.name!r} cannot stand in an address; use letters, digits and - _ . without /")
+        if config.writer == "own" and config.tensor_parallel * config.pipeline_parallel > 1:
+            reason = "our engine writes on one device; serve.writer=vllm divides a language model over several, and serve.workers copies a small one"
+            raise Unsupported(f"serve.tensor_parallel and serve.pipeline_parallel divide a model: {reason}", "use")
         self.config, self.trust_code = config, trust_code
         self.access = door(config)
         self.traces = Traces.wanted(config.traces)
@@ -169,20 +177,7 @@ class Server:
         assert self.model.parity is not None
         self.parity = self.model.parity
         self.rpc: Rpc | None = None
-        try:
-            if config.grpc is not None:
-                from modelyard.verbs.serve.rpc import Rpc
-
-                self.rpc = Rpc(self.fleet, config)
-            self.socket = listen(config.host, config.port)
-        except ModelyardError:
-            self.fleet.close()
-            if self.rpc is not None:
-                self.rpc.close()
-            raise
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        self.port: int = self.socket.getsockname()[1]
-        self.url = f"{'http' if config.tls is None else 'https'}://{host}:{self.port}"
+        self.url, self.port = "", 0
 
     def _load(self, model: str | Path) -> Model:
         from modelyard.runtime.model import Model
@@ -192,13 +187,15 @@ class Server:
         return Model.load(folder, self.config.backend, trust_code=self.trust_code)
 
     def _service(self, model: Model, name: str | None) -> Service:
+        from modelyard.runtime.desk import Writer
         from modelyard.verbs.serve.app import Service
         from modelyard.verbs.serve.workers import Workers
 
         count = self.config.workers
         workers = Workers(model.folder, count, self.config.backend or "", self.trust_code) if count else None
         log = Path(self.config.log) if self.config.log else None
-        made = Service(model, name, self.access, self.config.limit, log, workers, self.config.slots, self.config.memory, self.config.writer)
+        writer = Writer(self.config.writer, self.config.tensor_parallel, self.config.pipeline_parallel)
+        made = Service(model, name, self.access, self.config.limit, log, workers, self.config.slots, self.config.memory, writer)
         made.traces = self.traces
         return made
 
@@ -229,6 +226,33 @@ class Server:
 
         body = json.dumps({"instances": self.model.examples[:1]}, ensure_ascii=False)
         return curl(self.url + self.service.path, body, self.access.closed)
+
+    def close(self) -> None:
+        """Ends the threads and the log."""
+        self.fleet.close()
+        if self.traces is not None:
+            self.traces.close()
+
+
+class Server(Served):
+    """A model behind a bound socket: `with serve(model) as s: s.url`. Connections are answered inside `with` (a thread) or in `forever` (this thread)."""
+
+    def __init__(self, model: Model | str | Path | None, config: Config, trust_code: bool = False) -> None:
+        super().__init__(model, config, trust_code)
+        try:
+            if config.grpc is not None:
+                from modelyard.verbs.serve.rpc import Rpc
+
+                self.rpc = Rpc(self.fleet, config)
+            self.socket = listen(config.host, config.port)
+        except ModelyardError:
+            self.fleet.close()
+            if self.rpc is not None:
+                self.rpc.close()
+            raise
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        self.port = int(self.socket.getsockname()[1])
+        self.url = f"{'http' if config.tls is None else 'https'}://{host}:{self.port}"
 
     def engine(self) -> Any:
         """The uvicorn server; it stops accepting, answers what is in flight, and ends."""
@@ -287,9 +311,7 @@ class Server:
         self.socket.close()
         if self.rpc is not None:
             self.rpc.close()
-        self.fleet.close()
-        if self.traces is not None:
-            self.traces.close()
+        super().close()
 
     def forever(self, ready: Any = None) -> None:
         """Answer until SIGTERM or Ctrl-C; requests in flight are answered first. `ready()` is called once signals are heeded."""
@@ -369,7 +391,7 @@ def shares(name: str, given: Any, problems: list[Problem]) -> list[tuple[str, st
     return [(label, model, left / open_ if share is None else share) for label, model, share in read]
 
 
-def serve(model: Any = None, settings: Mapping[str, Any] | None = None, *, trust_code: bool = False, **keys: Any) -> Server:
+def serve(model: Any = None, settings: Mapping[str, Any] | None = None, *, trust_code: bool = False, **keys: Any) -> Server | Cluster:
     """A server for a model (loaded, or a model folder, run folder or run's name), started by `with`.
 
     Keywords are those of the section `serve`; unless `port` is given a free one is taken.
@@ -384,6 +406,17 @@ def serve(model: Any = None, settings: Mapping[str, Any] | None = None, *, trust
         raise UsageError(f"{len(problems)} setting(s) of serve are wrong", problems)
     if not config.models and (isinstance(model, str | Path) or model is None):
         model = model_folder(model, Path("runs"))
+    return server_of(model, config, trust_code)
+
+
+def server_of(model: Model | str | Path | None, config: Config, trust_code: bool = False) -> Server | Cluster:
+    """The server that `serve.engine` asks for."""
+    if config.engine == "ray":
+        from modelyard.verbs.serve.cluster import Cluster
+
+        return Cluster(model, config, trust_code)
+    if config.replicas > 1:
+        raise Unsupported("serve.replicas are copies on a Ray cluster; set serve.engine=ray, or serve.workers for processes on this machine", "use")
     return Server(model, config, trust_code)
 
 
@@ -425,13 +458,13 @@ def run(project: Any, *, model: str | None = None, options: Any) -> None:
     from modelyard.store.run import model_folder
 
     config: Config = project.section("serve")
-    server = Server(None if config.models else model_folder(model, project.base / "runs"), config, options.trust_code)
+    server = server_of(None if config.models else model_folder(model, project.base / "runs"), config, options.trust_code)
     if config.port is None and server.port != PORT:
         options.notice(f"port {PORT} is taken; serving at {server.port}")
     server.forever(lambda: announce(server, options))
 
 
-def announce(server: Server, options: Any) -> None:
+def announce(server: Served, options: Any) -> None:
     """One JSON object, or a few lines for people."""
     service = server.service
     if options.emit is not None:

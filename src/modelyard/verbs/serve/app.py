@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from modelyard import __version__
 from modelyard.errors import UsageError
 from modelyard.options import clean
+from modelyard.runtime.desk import OWN, Writer
 from modelyard.runtime.engine import MEMORY, SLOTS
 from modelyard.runtime.model import Model
 from modelyard.verbs.serve import inference, openapi, page
@@ -70,7 +71,7 @@ class Service:
 
     def __init__(
         self, model: Model, name: str | None = None, access: Access | None = None, limit: int = SIZE, log: Path | None = None,
-        workers: Workers | None = None, slots: int = SLOTS, memory: int = MEMORY, writer: str = "own",
+        workers: Workers | None = None, slots: int = SLOTS, memory: int = MEMORY, writer: Writer = OWN,
     ) -> None:  # fmt: skip
         """`access` says who may do what (without it everybody everything); `workers` are processes that predict instead of this one; `slots`,
         `memory` and `writer` are a language model's."""

@@ -20,7 +20,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from modelyard.runtime.desk import Desk, writes
+from modelyard.runtime.desk import Desk, Writer, writes
 from modelyard.runtime.engine import Said, Text
 from modelyard.verbs.serve.body import Refused, check_type, read, unpack
 from modelyard.verbs.serve.wanted import Reader, Wanted, Wrong
@@ -43,11 +43,11 @@ CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceed
 class Writing:
     """The routes of one service; `find` gives the service of a model's name and a caller, for a server of several."""
 
-    def __init__(self, service: Service, slots: int, memory: int, writer: str) -> None:
+    def __init__(self, service: Service, slots: int, memory: int, writer: Writer) -> None:
         self.service, self.slots, self.memory, self.writer = service, slots, memory, writer
         self.find: Callable[[str, str], Service | None] = lambda name, unit: service if name == service.name else None
         self._desk: Desk | None = None
-        if writer != "own" and self.able:
+        if writer.name != "own" and self.able:
             assert self.desk  # another's engine is proven before the first caller comes
 
     @property
