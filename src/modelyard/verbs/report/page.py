@@ -30,6 +30,8 @@ FRAGMENTS = 3_000_000
 PICTURE_CHARACTERS = 1_500_000
 SET_ASIDE_SHOWN = 100
 WORST_SHOWN = 48
+NAMED = 8
+"""Columns named at the top; the section of the data has all of them."""
 WIDE = 25
 """Classes from which the confusion matrix takes the whole width."""
 
@@ -83,7 +85,8 @@ def _summary(report: Report, say: Say) -> str:
     split = headline_split(report.evaluation)
     outputs = report.evaluation.get(split, {}) if split else {}
     cards = [_headline(name, output, len(outputs) > 1, split or "", say) for name, output in outputs.items()]
-    facts = _list({say(k): v for k, v in report.model.items()})
+    few = lambda v: [*v[:NAMED], f"… +{len(v) - NAMED}"] if isinstance(v, list) and len(v) > NAMED + 1 else v  # noqa: E731
+    facts = _list({say(k): few(v) for k, v in report.model.items()})
     what = f'<div class="card">{facts}</div>' if report.model else ""
     return f'<h1>{escape(report.title)}</h1><div class="cards">{what}{"".join(cards)}{_gate(report, say)}</div>'
 
