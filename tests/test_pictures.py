@@ -46,6 +46,13 @@ def everything(n=500, k=3, labels=("猫", "狗 & <鸟>", "a very long class name
                 for s, a, v, b in (("model", None, 0.95, 90_000), ("prune", False, 0.8, 40_000), ("quantise", True, 0.94, 25_000), ("distil", False, 0, None))
             ],
         },
+        "sensitivity": {
+            "metric": "accuracy", "better": "higher", "limit": 0.9,
+            "layers": [
+                {"name": "table.body.0 <a>", "shares": [0, 0.25, 0.5, 0.75], "values": [0.95, 0.94, 0.9, 0.7]},
+                {"name": "列", "shares": [0, 0.25, 0.5, 0.75], "values": [0.95, None, math.nan, 0.9]},
+            ],
+        },
         "search_history": search,
         "search_settings": search,
         "metrics": {"items": [{**item, "name": "f1", "value": 0.5, "baseline": math.nan}]},
