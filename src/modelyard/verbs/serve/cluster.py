@@ -96,10 +96,12 @@ class Cluster(Served):
 
     def forever(self, ready: Any = None) -> None:
         """Answer until SIGTERM or Ctrl-C."""
-        stopped = threading.Event()
-        before = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+        stopped, heeded = threading.Event(), (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, lambda *_: stopped.set()) for number in heeded}
         try:
             self.begin()
+            for number in heeded:  # once more: Ray's own handler of SIGTERM, set meanwhile, prints a stack
+                signal.signal(number, lambda *_: stopped.set())
             if ready is not None:
                 ready()
             stopped.wait()
