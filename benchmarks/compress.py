@@ -40,7 +40,7 @@ def cifar() -> Job:
         pl.DataFrame({"image": images, "label": [f"c{v}" for v in y]}).write_parquet(f"{name}.parquet")
     data = {"data.path": "train.parquet", "data.test": "test.parquet", "data.split.valid": 0.1}
     kinds = {"data.inputs": {"image": "image"}, "data.outputs": {"label": "category"}}
-    return data | kinds, "auto", [{"prune": {"share": 0.4, "epochs": 30}}, {"quantise": {"rows": 1024}}]
+    return data | kinds, "auto", [{"prune": {"share": 0.3, "epochs": 24}}, {"quantise": {"rows": 1024}}]
 
 
 def clinc150() -> Job:
