@@ -32,7 +32,7 @@ def mnist() -> Job:
 
 
 def cifar() -> Job:
-    """20,000 pictures; two fifths of the channels go, and what is left is taught twice as long."""
+    """20,000 pictures; three tenths of the channels go, and what is left is taught nearly twice as long."""
     import vision
 
     train, labels, test, truth = vision.cifar10()
